@@ -1,0 +1,1 @@
+"""The node agent: runs the sandboxes of one machine. No Django here, and nothing of the apps."""
