@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nodeagent.guest.link import GuestLink
-from nodeagent.wire import CreateSandbox, NodeSandboxState
+from nodeagent.wire import CreateSandbox, MetricSample, NodeSandboxState
 
 
 @dataclass(eq=False, kw_only=True)
@@ -56,6 +56,15 @@ class Node(Protocol):
 
     def find(self, sandbox_id: str) -> LiveSandbox | None:
         """The sandbox, in any state, or None when this node does not have it."""
+
+    def all(self) -> Iterable[LiveSandbox]:
+        """Every sandbox of the node; a signed file URL without a sandbox in it is tried against each."""
+
+    def log(self, sandbox: LiveSandbox, level: str, message: str, fields: dict[str, Any]) -> None:
+        """Add a line to the sandbox's log: a process started, ended. Must not block."""
+
+    async def sample(self, sandbox: LiveSandbox) -> MetricSample:
+        """What the sandbox uses right now; `cpu_used_pct` since its previous sample."""
 
     async def wake(self, sandbox: LiveSandbox) -> None:
         """Resume a paused sandbox because traffic came; the caller has checked the credentials.
