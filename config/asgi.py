@@ -1,0 +1,115 @@
+"""The web process: HTTP to Django on a pool of threads, websockets to Channels."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+django.setup(set_prefix=False)
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+from django.conf import settings  # noqa: E402
+from django.core import signals  # noqa: E402
+from django.core.exceptions import RequestAborted  # noqa: E402
+from django.core.handlers.asgi import ASGIHandler, get_script_prefix  # noqa: E402
+from django.http import HttpResponse  # noqa: E402
+from django.http.response import HttpResponseBase  # noqa: E402
+from django.urls import set_script_prefix  # noqa: E402
+
+from config.paths import keep_encoded_slashes  # noqa: E402
+from config.websockets import websocket_urlpatterns  # noqa: E402
+
+
+class BodyTooLarge(Exception):
+    """The request's body passed the limit while it was read."""
+
+
+class ThreadedASGIHandler(ASGIHandler):
+    """Django's handler with one thread hop a request, onto threads that stay.
+
+    Django's own gives every request a new thread, so a new database connection, and hops between loop
+    and thread at each change from sync to async middleware. Measured on 2 cores, the same create: see
+    bench/. A kept thread keeps its connection, and the whole synchronous chain runs in one go.
+    """
+
+    def __init__(self) -> None:
+        super(ASGIHandler, self).__init__()
+        self.load_middleware(is_async=False)
+        self.threads = ThreadPoolExecutor(settings.WEB_THREADS, thread_name_prefix="web")
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.handle(scope, receive, send)
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        scope = {**scope, "path": keep_encoded_slashes(scope.get("raw_path", b""), scope["path"])}
+        try:
+            body = await self.read_body(receive)
+        except RequestAborted:
+            return
+        except BodyTooLarge:
+            refusal = HttpResponse("request too large", status=413, content_type="text/plain")
+            refusal["Connection"] = "close"
+            await self.send_response(refusal, send)
+            return
+        loop = asyncio.get_running_loop()
+        # A caller that hangs up does not stop the work: a create half done must be finished or undone.
+        try:
+            response = await loop.run_in_executor(self.threads, self._respond, scope, body)
+            try:
+                await self.send_response(response, send)
+            finally:
+                if response.streaming or response._resource_closers:
+                    await loop.run_in_executor(self.threads, response.close)
+        finally:
+            body.close()
+
+    def _respond(self, scope: Any, body: Any) -> HttpResponseBase:
+        """Runs in a thread, with that thread's database connection."""
+        set_script_prefix(get_script_prefix(scope))
+        signals.request_started.send(sender=self.__class__, scope=scope)
+        request, refusal = self.create_request(scope, body)
+        if request is None:
+            return refusal
+        response: HttpResponseBase = self.get_response(request)
+        response._handler_class = self.__class__
+        if not response.streaming:
+            # Here rather than after sending: it gives this thread's connection back.
+            signals.request_finished.send(sender=self.__class__)
+        return response
+
+    async def read_body(self, receive: Any) -> Any:
+        body = tempfile.SpooledTemporaryFile(max_size=settings.FILE_UPLOAD_MAX_MEMORY_SIZE)  # noqa: SIM115 the caller closes it
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                body.close()
+                raise RequestAborted
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > settings.MAX_BODY_BYTES:
+                body.close()
+                raise BodyTooLarge
+            body.write(chunk)
+            if not message.get("more_body", False):
+                body.seek(0)
+                return body
+
+
+http_application = ThreadedASGIHandler()
+application = ProtocolTypeRouter(
+    {
+        "http": http_application,
+        "websocket": AllowedHostsOriginValidator(
+            AuthMiddlewareStack(URLRouter(websocket_urlpatterns()))
+        ),
+    }
+)
