@@ -145,6 +145,8 @@ TEMPLATES = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
                 "csp.context_processors.nonce",
+                "frontend.pages.shell",
+                "frontend.pages.shell",
             ],
         },
     }
@@ -179,7 +181,7 @@ STORAGES = {
         # Hashed names need collectstatic to have run; without it, plain names.
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
         if WHITENOISE_USE_FINDERS
-        else "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        else "frontend.storage.HashedStaticFiles"
     },
 }
 
@@ -332,11 +334,23 @@ METRIC_RETENTION_DAYS = env_int("SANDLOT_METRIC_RETENTION_DAYS", 7, minimum=1)
 
 # --- Billing ---------------------------------------------------------------------------------
 
+# With keys, invoices are collected through Stripe; without, everything works locally.
 STRIPE_SECRET_KEY = env_secret("STRIPE_SECRET_KEY")
-STRIPE_WEBHOOK_SECRET = env_secret("STRIPE_WEBHOOK_SECRET")
-BILLING_DEFAULT_PLAN = env_str("SANDLOT_DEFAULT_PLAN", "hobby")
+# Comma-separated: while a secret is being rotated, both are accepted.
+STRIPE_WEBHOOK_SECRETS = [
+    word.strip() for word in env_secret("STRIPE_WEBHOOK_SECRET").split(",") if word.strip()
+]
+STRIPE_API_BASE = env_str("STRIPE_API_BASE")  # empty: Stripe itself; else a fake, for tests
+STRIPE_METER_EVENTS = env_bool("STRIPE_METER_EVENTS")  # mirror hourly usage for their charts
+BILLING_DEFAULT_PLAN = env_str("SANDLOT_DEFAULT_PLAN", "self-hosted")
 BILLING_ENFORCEMENT = env_bool("SANDLOT_BILLING_ENFORCEMENT", True)
 BILLING_PAGE_URL = f"{PUBLIC_URL}/billing"
+BILLING_NET_DAYS = env_int("SANDLOT_INVOICE_NET_DAYS", 14, minimum=0)
+BILLING_INVOICE_PREFIX = env_str("SANDLOT_INVOICE_PREFIX", "INV-")
+BILLING_SELLER_NAME = env_str("SANDLOT_SELLER_NAME", "Sandlot")
+BILLING_SELLER_ADDRESS = env_str("SANDLOT_SELLER_ADDRESS")
+BILLING_SELLER_TAX_ID = env_str("SANDLOT_SELLER_TAX_ID")
+BILLING_SELLER_BANK = env_str("SANDLOT_SELLER_BANK")
 
 # --- REST framework --------------------------------------------------------------------------
 
