@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nodeagent import errors
 from nodeagent.errors import AgentError, GuestFault
@@ -102,8 +102,8 @@ class Connection(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # Not an isinstance check: uvloop's transports are no subclass of asyncio's.
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         try:
