@@ -12,7 +12,7 @@ from nodeagent.wire import CreateSandbox, MetricSample, NodeSandboxState
 
 @dataclass(eq=False, kw_only=True)
 class LiveSandbox:
-    """A sandbox of this node. Only the agent changes `state`; the gateway routes while `is_routable`.
+    """A sandbox of this node. Only the agent changes `state`; the gateway routes if `is_routable`.
 
     `aborts`: one callback per open data-plane stream; each resets its connection (TCP RST or HTTP/2
     RST_STREAM), which is how clients learn that a sandbox was killed or paused under them.
@@ -58,7 +58,7 @@ class Node(Protocol):
         """The sandbox, in any state, or None when this node does not have it."""
 
     def all(self) -> Iterable[LiveSandbox]:
-        """Every sandbox of the node; a signed file URL without a sandbox in it is tried against each."""
+        """Every sandbox of the node: a signed file URL that names none is tried against each."""
 
     def log(self, sandbox: LiveSandbox, level: str, message: str, fields: dict[str, Any]) -> None:
         """Add a line to the sandbox's log: a process started, ended. Must not block."""
@@ -69,6 +69,6 @@ class Node(Protocol):
     async def wake(self, sandbox: LiveSandbox) -> None:
         """Resume a paused sandbox because traffic came; the caller has checked the credentials.
 
-        Raises: NotFound when it may not be woken (no auto-resume, no memory, being killed), Conflict when
-        still in transition after the wait, QuotaExceeded when the team is at its limit.
+        Raises: NotFound when it may not be woken (no auto-resume, no memory, being killed), Conflict
+        when still in transition after the wait, QuotaExceeded when the team is at its limit.
         """
