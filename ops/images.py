@@ -24,7 +24,7 @@ def ensure_base_image(environ: Mapping[str, str] = os.environ) -> None:
     """
     rootfs = f"{ROOTFS_IMAGE}:{recipe_digest()}"
     certificates = extra_certificates(environ)
-    wanted = _digest(rootfs, *certificates)
+    wanted = wanted_content(environ)
     if image_label(BASE_IMAGE, "sandlot.content") == wanted:
         return
     if image_label(rootfs, "sandlot.recipe") is None:
@@ -32,9 +32,14 @@ def ensure_base_image(environ: Mapping[str, str] = os.environ) -> None:
             raise OpsError("building the base image needs root: run `sudo make up` once")
         with step("Building the base image from Debian packages (about a minute)"):
             _build_rootfs(rootfs, environ)
-    with step("Tagging the base image" + (" with the extra CA" if certificates else "")):
+    with step("Tagging the base image"):
         _add_certificates(rootfs, certificates, wanted)
     _forget_old_rootfs(rootfs)
+
+
+def wanted_content(environ: Mapping[str, str]) -> str:
+    """The label of an image that is up to date."""
+    return _digest(f"{ROOTFS_IMAGE}:{recipe_digest()}", *extra_certificates(environ))
 
 
 def recipe_digest() -> str:
@@ -54,15 +59,21 @@ def extra_certificates(environ: Mapping[str, str]) -> list[str]:
         raise OpsError(f"SANDLOT_EXTRA_CA cannot be read: {error}") from error
     if not blocks:
         raise OpsError(f"SANDLOT_EXTRA_CA: {name} holds no certificate in PEM form")
-    known = set()
+    known: set[str] = set()
     for path in Path("/usr/share/ca-certificates").rglob("*.crt"):
         known.update(_squeezed(block) for block in _PEM.findall(path.read_text(errors="replace")))
     return sorted({block for block in blocks if _squeezed(block) not in known})
 
 
 def custom_ca_of_this_machine(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The bundle this machine's own tools use, where it was given one; tests run inside such networks."""
-    for name in ("SANDLOT_EXTRA_CA", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE"):
+    """The CA bundle this machine's tools were given, if any; tests run inside such networks."""
+    for name in (
+        "SANDLOT_EXTRA_CA",
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "PIP_CERT",
+        "CURL_CA_BUNDLE",
+    ):
         path = environ.get(name)
         if path and Path(path).is_file() and extra_certificates({"SANDLOT_EXTRA_CA": path}):
             return path
@@ -121,7 +132,10 @@ def _add_certificates(rootfs: str, certificates: list[str], content: str) -> Non
         lines.append(f"LABEL sandlot.content={content}")
         (context / "Dockerfile").write_text("\n".join(lines) + "\n")
         env = {**os.environ, "DOCKER_BUILDKIT": "0"}
-        run(["docker", "build", "--quiet", "--network", "none", "--tag", BASE_IMAGE, context], env=env)
+        run(
+            ["docker", "build", "--quiet", "--network", "none", "--tag", BASE_IMAGE, context],
+            env=env,
+        )
 
 
 def _forget_old_rootfs(current: str) -> None:

@@ -91,7 +91,7 @@ def ensure_venv(*, dev: bool = False) -> None:
         return
     with step("Installing Python packages" + (" for tests" if dev else "")):
         if not _venv_works():
-            _make_venv()
+            make_venv(VENV)
         run(
             [VENV / "bin/python", "-m", "pip", "install", "--quiet", "--no-input",
              "--disable-pip-version-check", *wanted],
@@ -114,18 +114,22 @@ def _venv_works() -> bool:
     return ask([VENV / "bin/python", "-c", "import pip"]) is not None
 
 
-def _make_venv() -> None:
+def make_venv(folder: Path) -> None:
+    """A Python environment by Debian's interpreter if it fits, else by the one that runs us."""
     for python in ("/usr/bin/python3", sys.executable):
-        if ask([python, "-c", "import ensurepip, sys; assert sys.version_info >= (3, 11)"]) is not None:
+        if (
+            ask([python, "-c", "import ensurepip, sys; assert sys.version_info >= (3, 11)"])
+            is not None
+        ):
             break
     else:
         apt_install(["python3", "python3-venv"])
         python = "/usr/bin/python3"
-    run([python, "-m", "venv", "--clear", VENV])
+    run([python, "-m", "venv", "--clear", folder])
 
 
 def ensure_assets() -> None:
-    """The dashboard's browser libraries, copied out of npm packages. Needs the Python environment."""
+    """The dashboard's browser libraries, copied out of npm packages. Needs `.venv`."""
     env = {**os.environ, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}"}
     builder = REPOSITORY / "frontend/build_assets.py"
     if ask([VENV / "bin/python", builder, "--check"]) is None:

@@ -30,7 +30,7 @@ class ContextNotFound(Exception):
         super().__init__(f"Context {context_id} not found")
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One execution: its outputs arrive in `outputs`, the last one is END. Nobody need listen."""
 
@@ -40,6 +40,7 @@ class Run:
     outputs: asyncio.Queue[Output] = field(default_factory=asyncio.Queue)
     task: asyncio.Task[None] | None = None
     has_turn: bool = False
+    is_abandoned: bool = False
     is_done: bool = False
     ended_by: Failure | None = None
 
@@ -72,7 +73,6 @@ class Context:
         self._turn = asyncio.Lock()
         self._count = 0
         self._current: Run | None = None
-        self._runs: set[Run] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
@@ -90,6 +90,7 @@ class Context:
         """Nobody listens any more: leave the queue, or stop the run in progress. Returns at once."""
         if run.is_done:
             return
+        run.is_abandoned = True
         if not run.has_turn:
             if run.task is not None:
                 run.task.cancel()
@@ -135,6 +136,9 @@ class Context:
             return
         except KernelFailed as error:
             run.finish(Failure("KernelError", str(error)))
+            return
+        if run.is_abandoned:
+            run.finish(CLOSED)
             return
         self._count += 1
         run.put(Count(self._count))

@@ -33,10 +33,9 @@ def make_kernel(language: str, cwd: str) -> Kernel:
         case "python":
             return JupyterKernel(_python(), cwd)
         case "javascript" | "typescript":
-            command = ["node", "--disable-warning=ExperimentalWarning"]
-            script = str(KERNELSIDE / "node" / "kernel.mjs")
-            env = {"SANDLOT_LANGUAGE": language, "NODE_PATH": _node_path()}
-            return PipedKernel(language, [*command, script], env, cwd)
+            command = ["node", str(KERNELSIDE / "node" / "kernel.mjs")]
+            env = {"SANDLOT_LANGUAGE": language, "NODE_PATH": "/usr/local/lib/node_modules"}
+            return PipedKernel(language, command, env, cwd)
         case "bash":
             return BashKernel(cwd)
         case "r":
@@ -66,7 +65,7 @@ def _python() -> Dialect:
             "ipykernel_launcher",
             "-f",
             "{connection_file}",
-            f"--IPKernelApp.config_file={folder / 'ipython_kernel_config.py'}",
+            f"--IPKernelApp.extra_config_file={folder / 'ipython_kernel_config.py'}",
         ],
         env={
             "IPYTHONDIR": "/root/.ipython",
@@ -113,9 +112,11 @@ def _java() -> Dialect:
         language="java",
         command=[
             "java",
+            # Without the package's launcher, which would stay as a second JVM.
+            "--add-opens=jdk.jshell/jdk.jshell=ALL-UNNAMED",
             "-XX:TieredStopAtLevel=1",  # starts faster; users' snippets are short
+            "-XX:+UseSerialGC",
             "-jar",
-            str(folder / "jjava-launcher.jar"),
             str(folder / "jjava.jar"),
             "{connection_file}",
         ],
@@ -124,11 +125,8 @@ def _java() -> Dialect:
         set_cwd=lambda cwd: f'System.setProperty("user.dir", {_java_text(cwd)});',
         transport="tcp",
         interrupt_by_message=True,
+        splits_line_end=True,
     )
-
-
-def _node_path() -> str:
-    return "/usr/local/lib/node_modules:/opt/node/lib/node_modules"
 
 
 def _r_text(text: str) -> str:
@@ -144,6 +142,8 @@ def _escaped(char: str, *, r_style: bool) -> str:
         return "\\" + char
     if " " <= char <= "~":
         return char
+    if char < " ":
+        return f"\\{ord(char):03o}"  # Java reads \u000a as a line end in the source
     if r_style:
         return f"\\U{ord(char):08x}"
     units = char.encode("utf-16-be")

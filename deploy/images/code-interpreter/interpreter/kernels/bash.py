@@ -35,6 +35,11 @@ _PARTIAL_SECONDS = 0.1
 # After the status is in, the marks follow at once, unless the user sent a stream elsewhere for good.
 _MARK_SECONDS = 0.5
 _LOWEST_FD = 200
+# An interactive bash says "exit" when it leaves; nobody needs to read that.
+_SETUP = """
+set +o history; set +H; set +m; unset PROMPT_COMMAND
+exit() { builtin exit "$@" 2>/dev/null; }
+"""
 
 
 class BashKernel:
@@ -81,7 +86,7 @@ class BashKernel:
         ]
         try:
             async with asyncio.timeout(_START_TIMEOUT_SECONDS):
-                await self._silently("set +o history; set +H; set +m; unset PROMPT_COMMAND")
+                await self._silently(_SETUP)
         except (TimeoutError, KernelDied) as error:
             await self.kill()
             raise KernelFailed("bash did not start") from error
@@ -171,7 +176,7 @@ class BashKernel:
     async def kill(self) -> None:
         if self._process is not None:
             await kill_group(self._process)
-        self.died.set()
+        self._announce_death()
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
@@ -180,6 +185,9 @@ class BashKernel:
         assert self._process is not None
         await self._process.wait()
         await asyncio.sleep(0.05)
+        self._announce_death()
+
+    def _announce_death(self) -> None:
         self.died.set()
         self._events.put_nowait(("died", ""))
 

@@ -45,6 +45,7 @@ class Dialect:
     set_cwd: Any = None  # (cwd) -> code, for a kernel that cannot start in a directory
     transport: str = "ipc"
     interrupt_by_message: bool = False
+    splits_line_end: bool = False  # clients expect `println` as the text, then its line end
 
 
 class JupyterKernel:
@@ -119,6 +120,11 @@ class JupyterKernel:
     async def run(self, code: str) -> AsyncIterator[Output]:
         async for message in self._execute(code, silent=False):
             output = self._to_output(message["msg_type"], message["content"])
+            if isinstance(output, Text) and self._dialect.splits_line_end:
+                body = output.text.removesuffix("\n")
+                if body and body != output.text:
+                    yield Text(output.stream, body)
+                    output = Text(output.stream, "\n")
             if output is not None:
                 yield output
 
@@ -181,7 +187,7 @@ class JupyterKernel:
     async def kill(self) -> None:
         if self._process is not None:
             await kill_group(self._process)
-        self.died.set()
+        self._announce_death()
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
@@ -202,6 +208,9 @@ class JupyterKernel:
         await self._process.wait()
         # What it sent before it died may still be in the socket.
         await asyncio.sleep(0.05)
+        self._announce_death()
+
+    def _announce_death(self) -> None:
         self.died.set()
         for queue in self._queues.values():
             queue.put_nowait(None)

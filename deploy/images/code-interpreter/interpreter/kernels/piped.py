@@ -152,7 +152,7 @@ class PipedKernel:
     async def kill(self) -> None:
         if self._process is not None:
             await kill_group(self._process)
-        self.died.set()
+        self._announce_death()
         if self._down is not None:
             self._down.abort()
         for task in self._tasks:
@@ -163,6 +163,9 @@ class PipedKernel:
         assert self._process is not None
         await self._process.wait()
         await asyncio.sleep(0.05)
+        self._announce_death()
+
+    def _announce_death(self) -> None:
         self.died.set()
         self._queue.put_nowait(None)
 
