@@ -1,0 +1,58 @@
+"""Taking over what already runs in a sandbox: after a restart of the agent, or from a warm container."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from nodeagent.envd.process import log_end
+from nodeagent.envd.processes import Process
+from nodeagent.envd.state import SandboxEnvd
+from nodeagent.errors import AgentError, NotFound
+from nodeagent.sandbox import LiveSandbox, Node
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+
+
+def adopt(node: Node, sandbox: LiveSandbox) -> None:
+    """Begin to attach to the processes of a sandbox; requests to it wait until that is done.
+
+    Call it in the event loop, before the sandbox is routable, and again when its guest was started anew.
+    """
+    old: SandboxEnvd | None = sandbox.envd
+    state = sandbox.envd = SandboxEnvd()
+    if old is not None:
+        state.hold(asyncio.ensure_future(old.close()))
+    name = f"adopt {sandbox.sandbox_id}"
+    state.adoption = asyncio.get_running_loop().create_task(_adopt(node, sandbox, state), name=name)
+
+
+async def _adopt(node: Node, sandbox: LiveSandbox, state: SandboxEnvd) -> None:
+    for attempt in range(ATTEMPTS):
+        try:
+            found = await sandbox.link.call("processes")
+            for process in found["processes"]:
+                await _attach(node, sandbox, state, process)
+            return
+        except (AgentError, KeyError, TypeError) as error:
+            logger.warning(
+                "Could not take over the processes of a sandbox: %s",
+                error,
+                extra={"sandbox_id": sandbox.sandbox_id},
+            )
+            await asyncio.sleep(0.2 * attempt)
+
+
+async def _attach(node: Node, sandbox: LiveSandbox, state: SandboxEnvd, found: dict) -> None:
+    pid = int(found["pid"])
+    if state.processes.find(pid=pid) is not None:
+        return
+    try:
+        channel = await sandbox.link.attach(pid)
+    except NotFound:
+        return  # it ended meanwhile
+    process = Process(channel, found["config"], found.get("tag"), bool(found.get("pty")))
+    log_end(node, sandbox, process)
+    state.processes.add(process)
