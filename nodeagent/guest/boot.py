@@ -1,7 +1,7 @@
 """Making a guest's sockets and handing it the one it serves on.
 
-The agent makes both sockets, in a directory the container sees read-only. The guest connects to boot.sock and is
-given the listening descriptor of guest.sock; nothing ever comes back but one byte.
+The agent makes both sockets, in a directory the container sees read-only. The guest connects to
+boot.sock and is given the listening descriptor of guest.sock; nothing ever comes back but one byte.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def connect(path: Path) -> socket.socket:
 
 
 class Handover:
-    """The sockets of one boot: make it before the container starts, then `wait` until the guest serves."""
+    """The sockets of one boot: make it before the container starts, then `wait` until the guest
+    serves.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -75,7 +77,10 @@ class Handover:
             raise
 
     async def wait(self, timeout_seconds: float) -> None:
-        """Give the guest its socket, whenever it comes, and return when it serves. Raises: GuestFault."""
+        """Give the guest its socket, whenever it comes, and return when it serves.
+
+        Raises: GuestFault.
+        """
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -104,6 +109,7 @@ class Handover:
 async def hand_over(run_dir: Path, timeout_seconds: float = 30.0) -> None:
     """Make both sockets, wait for the guest to boot, and hand over. Raises: GuestFault.
 
-    The sockets exist from the first step of this coroutine, so it may run beside the container's start.
+    The sockets exist from the first step of this coroutine, so it may run beside the container's
+    start.
     """
     await Handover(run_dir).wait(timeout_seconds)

@@ -1,7 +1,8 @@
-"""Collects once per node what runs PID 1 in any image: interpreter, loader, libraries, a few modules, the guest.
+"""Collects once per node what runs PID 1 in any image: interpreter, loader, libraries, a few
+modules, the guest.
 
-The bundle is mounted read-only at /.sandlot, the run directory of one sandbox read-only at /.sandlot/run. The
-image's own libc, Python and environment are never touched.
+The bundle is mounted read-only at /.sandlot, the run directory of one sandbox read-only at
+/.sandlot/run. The image's own libc, Python and environment are never touched.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import importlib.util
 import os
 import py_compile
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -39,7 +39,8 @@ GUEST_MODULES = (
     "users",
     "watch",
 )
-# Standard modules that are neither built in nor frozen in every build of CPython; see `needed_modules`.
+# Standard modules that are neither built in nor frozen in every build of CPython; see
+# `needed_modules`.
 C_MODULES = (
     "_ctypes",
     "_json",
@@ -90,7 +91,8 @@ CAPABILITIES = (
 def build_bundle(state_dir: Path) -> Path:
     """The bundle for this interpreter and this version of the guest, made if it is not there yet.
 
-    Safe to call at every start and from several processes: it is named by what it holds and moved into place whole.
+    Safe to call at every start and from several processes: it is named by what it holds and
+    moved into place whole.
     """
     files = collect()
     digest = hashlib.sha256(FORMAT)
@@ -159,7 +161,9 @@ def collect() -> dict[str, tuple[bytes, int]]:
 
 
 def compiled(source: Path | None, shown_as: str) -> bytes:
-    """Byte code without docstrings, found by its place alone: no source to compare with, nothing to parse at boot."""
+    """Byte code without docstrings, found by its place alone: no source to compare with, nothing
+    to parse at boot.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         code = Path(scratch) / "code.pyc"
         if source is None:
@@ -199,7 +203,9 @@ def libraries(binary: Path) -> dict[str, Path]:
 
 
 def command() -> list[str]:
-    """What a container runs; the bundle's loader with the bundle's libraries, whatever the image holds."""
+    """What a container runs; the bundle's loader with the bundle's libraries, whatever the image
+    holds.
+    """
     return [
         f"{MOUNT}/lib/loader",
         "--library-path",
@@ -215,9 +221,10 @@ def command() -> list[str]:
 def container_options(bundle_dir: Path, run_dir: Path) -> dict[str, Any]:
     """How a container must be made for the guest, as keywords of docker's `containers.create`.
 
-    The log driver is off: the sandbox's root can write to PID 1's output, and so to the host's disk. PID 1 keeps the
-    engine's oom score of 0: commands get 100, a tenth of the memory limit, and the guest is a few MB. A negative
-    score would need CAP_SYS_RESOURCE of the engine, which nested engines lack.
+    The log driver is off: the sandbox's root can write to PID 1's output, and so to the host's
+    disk. PID 1 keeps the engine's oom score of 0: commands get 100, a tenth of the memory limit,
+    and the guest is a few MB. A negative score would need CAP_SYS_RESOURCE of the engine, which
+    nested engines lack.
     """
     return {
         "entrypoint": command(),

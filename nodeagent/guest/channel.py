@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import _socket
 
 from nodeagent.guest import frames, tinyjson

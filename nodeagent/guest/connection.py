@@ -66,7 +66,9 @@ def decode_object(payload: bytes) -> dict[str, Any]:
 
 
 def decode_error(payload: bytes) -> AgentError:
-    """The error a guest reports, under our own names; `error_code` tells no_inodes and unknown_user apart."""
+    """The error a guest reports, under our own names; `error_code` tells no_inodes and
+    unknown_user apart.
+    """
     value = decode_object(payload)
     code, message = value.get("code"), value.get("message")
     if not isinstance(code, str) or not isinstance(message, str):
@@ -82,13 +84,17 @@ def decode_error(payload: bytes) -> AgentError:
 
 
 class Connection(asyncio.Protocol):
-    """Frames in and out. `take` gives them in order; answers to numbered requests go to who asked."""
+    """Frames in and out.
+
+    `take` gives them in order; answers to numbered requests go to who asked.
+    """
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.limit = QUEUE_BYTES
         self.fault: GuestFault | None = None
         self.is_closed = False
+        self.has_exit = False  # the process has ended, even if its output is not read yet
         self._parser = FrameParser()
         self._items: deque[tuple[int, bytes]] = deque()
         self._size = 0
@@ -118,6 +124,7 @@ class Connection(asyncio.Protocol):
                 self._items.append((kind, payload))
                 self._size += len(payload) + ITEM_COST
                 if kind == frames.EXIT:
+                    self.has_exit = True
                     self._drop_answers(errors.NotFound("the process has ended"))
         if self._size > self.limit:
             if self.limit > QUEUE_BYTES:
@@ -184,7 +191,10 @@ class Connection(asyncio.Protocol):
         return item
 
     async def take(self) -> tuple[int, bytes] | None:
-        """The next frame, or None when the connection has ended. One taker at a time. Raises: GuestFault."""
+        """The next frame, or None when the connection has ended.
+
+        One taker at a time. Raises: GuestFault.
+        """
         while True:
             item = self.take_now()
             if item is not None:
@@ -200,7 +210,10 @@ class Connection(asyncio.Protocol):
                 self._waiter = None
 
     async def take_reply(self, timeout_seconds: float) -> dict[str, Any]:
-        """The reply to the request, put together. Raises: AgentError as the guest says; GuestFault."""
+        """The reply to the request, put together.
+
+        Raises: AgentError as the guest says; GuestFault.
+        """
         parts: list[bytes] = []
         size = 0
         try:
@@ -248,9 +261,11 @@ class Connection(asyncio.Protocol):
         timeout_seconds: float | None,
         read_past: int = 0,
     ) -> None:
-        """Send a numbered request and wait for its answer. Raises: AgentError as the guest says; GuestFault.
+        """Send a numbered request and wait for its answer. Raises: AgentError as the guest says;
+        GuestFault.
 
-        `read_past`: bytes of unread output to take into the queue meanwhile, since the answer comes after them.
+        `read_past`: bytes of unread output to take into the queue meanwhile, since the answer
+        comes after them.
         """
         self._number = (self._number + 1) % 2**32
         number = self._number

@@ -1,4 +1,6 @@
-"""The one error an operation of the guest ends with; `code` is a Connect code or one of the few listed in link.py."""
+"""The one error an operation of the guest ends with; `code` is a Connect code or one of the few
+listed in link.py.
+"""
 
 from __future__ import annotations
 

@@ -140,7 +140,9 @@ def remove(request: Request) -> dict[str, Any]:
 
 
 def remove_tree(path: str) -> None:
-    """Walk by descriptors, so that a directory exchanged for a link meanwhile leads nowhere else."""
+    """Walk by descriptors, so that a directory exchanged for a link meanwhile leads nowhere
+    else.
+    """
     path = path.rstrip("/") or "/"
     if path == "/":
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
@@ -254,7 +256,7 @@ def compose(request: Request) -> dict[str, Any]:
         for source in sources:
             source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                while os.sendfile(fd, source_fd, None, 2**30):  # type: ignore[arg-type]
+                while os.sendfile(fd, source_fd, None, 2**30):
                     pass
             finally:
                 os.close(source_fd)
@@ -334,7 +336,8 @@ def read(channel: Channel, request: Request) -> None:
 
 
 def open_for_writing(user: User, path: str) -> int:
-    """Exactly these calls, because watchers count them: a new file is CREATE and CHMOD, then its content.
+    """Exactly these calls, because watchers count them: a new file is CREATE and CHMOD, then its
+    content.
 
     Raises: Failure.
     """
@@ -368,13 +371,17 @@ def no_space(directory: str) -> Failure:
 
 
 def write(channel: Channel, request: Request) -> None:
-    """REPLY once the file is open, take its content, then REPLY with the entry. Not atomic, as in envd."""
+    """REPLY once the file is open, take its content, then REPLY with the entry.
+
+    Not atomic, as in envd.
+    """
     user, path = place(request)
     if not path or path.endswith("/"):
         raise Failure("invalid_argument", f"path is a directory: {path}")
     fd = open_for_writing(user, path)
     channel.reply({"path": path})
-    # Small pieces are put together: a small file must be one write, and so one event for its watchers.
+    # Small pieces are put together: a small file must be one write, and so one event for its
+    # watchers.
     gathered = bytearray()
     try:
         while True:

@@ -1,6 +1,8 @@
-"""Frames of the link between agent and guest: one kind byte, a 32-bit big-endian length, the payload.
+"""Frames of the link between agent and guest: one kind byte, a 32-bit big-endian length, the
+payload.
 
-Both sides import this, so it may use nothing but builtins: the guest's memory is paid once per sandbox.
+Both sides import this, so it may use nothing but builtins: the guest's memory is paid once per
+sandbox.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
-"""PID 1 of every sandbox: forks one child per connection of the agent, reaps, and remembers what runs.
+"""PID 1 of every sandbox: forks one child per connection of the agent, reaps, and remembers what
+runs.
 
-It imports only C modules and its own few files, so that a sandbox costs little memory and starts at once.
+It imports only C modules and its own few files, so that a sandbox costs little memory and starts
+at once.
 """
 
 from __future__ import annotations
 
+import _signal
+import _socket
 import gc
 import os
 import select
 import sys
 import time
-
-import _signal
-import _socket
 
 from nodeagent.guest import files, process, relay, tinyjson
 from nodeagent.guest.channel import Channel, receive_with_fds, send_with_fds
@@ -31,7 +32,10 @@ GRACE_SECONDS = 0.3
 
 
 class Kept:
-    """A process or watcher and its keeper. `control` hands it a new connection; `config` is a file of JSON."""
+    """A process or watcher and its keeper.
+
+    `control` hands it a new connection; `config` is a file of JSON.
+    """
 
     __slots__ = ("config", "control", "keeper")
 
@@ -40,7 +44,10 @@ class Kept:
 
 
 class Guest:
-    """Everything PID 1 knows. A forked child reads its copy of the tables, as they were at the fork."""
+    """Everything PID 1 knows.
+
+    A forked child reads its copy of the tables, as they were at the fork.
+    """
 
     def __init__(self, listener: _socket.socket) -> None:
         self.listener = listener
@@ -245,7 +252,8 @@ def end_all() -> NoReturn:
 def receive_listener(run_dir: str) -> _socket.socket:
     """Take the listening socket the agent made for us, waiting for the agent as long as it takes.
 
-    The directory is read-only here: the sandbox's root can neither replace the socket nor fill the host's disk.
+    The directory is read-only here: the sandbox's root can neither replace the socket nor fill
+    the host's disk.
     """
     while True:
         boot = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)

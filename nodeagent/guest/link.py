@@ -1,7 +1,7 @@
 """The host side of a guest: one connection per operation over the sandbox's unix socket.
 
-Every byte from a guest is hostile: frames are bounded, every wait has a timeout, no descriptor is accepted,
-and a guest that breaks the rules raises GuestFault without harm to the agent.
+Every byte from a guest is hostile: frames are bounded, every wait has a timeout, no descriptor
+is accepted, and a guest that breaks the rules raises GuestFault without harm to the agent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nodeagent.errors import AgentError, GuestFault, NoSpace
+from nodeagent.errors import GuestFault, NotFound
 from nodeagent.guest import frames
 from nodeagent.guest.connection import (
     URGENT_BYTES,
@@ -57,7 +57,10 @@ SIGNAL_NAMES = {
 
 @dataclass(frozen=True)
 class ProcessExit:
-    """exit_code: -1 when ended by a signal. status/error: Go-style texts of the envd contract, section 4.5."""
+    """exit_code: -1 when ended by a signal.
+
+    status/error: Go-style texts of the envd contract, section 4.5.
+    """
 
     exit_code: int
     exited: bool
@@ -80,9 +83,10 @@ class ProcessExit:
 class ProcessChannel:
     """The agent's one connection to a process of the guest; the fan-out to clients is envd's.
 
-    Iterating yields `(stream, data)`, stream being "stdout", "stderr" or "pty", data never empty and at most
-    32 KiB (16 KiB for a PTY), and ends after the exit, which `exit` then holds. Not reading holds the process
-    back (back-pressure). One task iterates. Raises: GuestFault when the guest is lost before the exit.
+    Iterating yields `(stream, data)`, stream being "stdout", "stderr" or "pty", data never empty
+    and at most 32 KiB (16 KiB for a PTY), and ends after the exit, which `exit` then holds. Not
+    reading holds the process back (back-pressure). One task iterates. Raises: GuestFault when
+    the guest is lost before the exit.
     """
 
     def __init__(self, connection: Connection, pid: int) -> None:
@@ -116,11 +120,14 @@ class ProcessChannel:
         raise GuestFault("the guest sent what no process sends")
 
     async def write(self, data: bytes) -> None:
-        """Give stdin (or PTY) bytes; returns when the process's pipe took all. Raises: AgentError as 4.8 says.
+        """Give stdin (or PTY) bytes; returns when the process's pipe took all. Raises:
+        AgentError as 4.8 says.
 
-        Waits as long as the process does not read: the caller's deadline is the bound. NotFound: it has ended.
+        Waits as long as the process does not read: the caller's deadline is the bound. NotFound:
+        it has ended.
         """
         async with self._stdin_lock:
+            self._check_running()
             for at in range(0, len(data), STDIN_PIECE_BYTES):
                 piece = data[at : at + STDIN_PIECE_BYTES]
                 await self._connection.request(frames.STDIN, piece, timeout_seconds=None)
@@ -130,14 +137,22 @@ class ProcessChannel:
         await self._urgent(frames.CLOSE_STDIN)
 
     async def signal(self, number: int) -> None:
-        """Signal the leader; after SIGKILL waits up to 200 ms until it is reaped. Raises: NotFound if it has ended."""
+        """Signal the leader; after SIGKILL waits up to 200 ms until it is reaped.
+
+        Raises: NotFound if it has ended.
+        """
         await self._urgent(frames.SIGNAL, bytes([number]))
 
     async def resize(self, cols: int, rows: int) -> None:
         size = min(cols, 0xFFFF).to_bytes(2, "big") + min(rows, 0xFFFF).to_bytes(2, "big")
         await self._urgent(frames.RESIZE, size)
 
+    def _check_running(self) -> None:
+        if self._connection.has_exit:
+            raise NotFound(f"process with pid {self.pid} not found")
+
     async def _urgent(self, kind: int, data: bytes = b"") -> None:
+        self._check_running()
         await self._connection.request(
             kind, data, timeout_seconds=ANSWER_SECONDS, read_past=URGENT_BYTES
         )
@@ -194,7 +209,8 @@ class FileReader:
 
 
 class FileWriter:
-    """A file being written. `finish` sets the metadata and returns the entry; leaving without it keeps what was written.
+    """A file being written. `finish` sets the metadata and returns the entry; leaving without it
+    keeps what was written.
 
     `path` is the resolved path.
     """
@@ -245,10 +261,12 @@ class FileWriter:
 
 
 class WatchChannel:
-    """A watcher that lives in the guest until `remove_watcher` (or, without `keep`, until `close`).
+    """A watcher in the guest: event dicts {"name", "type", "entry"?}, type and entry as in
+    protobuf JSON.
 
-    Iterating yields event dicts {"name", "type", "entry"?}, with type and entry as in protobuf JSON. Use either
-    iteration or `drain`. Raises: AgentError `watcher error: …` when the watcher has failed.
+    Without `keep` it pushes events (iterate) and ends with `close`; kept, it holds them until
+    `drain`, and lives until `remove_watcher`. Raises: AgentError `watcher error: …` when the
+    watcher has failed.
     """
 
     def __init__(self, connection: Connection, watcher_id: str) -> None:
@@ -295,9 +313,11 @@ class WatchChannel:
 
 
 class GuestLink:
-    """Operations on one guest. `user` None means root power with root's names; paths are resolved in the guest.
+    """Operations on one guest. `user` None means root power with root's names; paths are
+    resolved in the guest.
 
-    An unknown user raises Unauthenticated with error_code "unknown_user" and message `invalid username: '‹name›'`.
+    An unknown user raises Unauthenticated with error_code "unknown_user" and message `invalid
+    username: '<name>'`.
     """
 
     def __init__(self, socket_path: Path) -> None:
@@ -308,16 +328,18 @@ class GuestLink:
         await self.call("ping", timeout_seconds=1.0)
 
     async def call(self, op: str, *, timeout_seconds: float = 30.0, **args: Any) -> dict[str, Any]:
-        """One unary operation -> its reply. Raises: AgentError named by the guest's code; GuestFault.
+        """One unary operation -> its reply. Raises: AgentError named by the guest's code;
+        GuestFault.
 
         resolve_user(user) -> {"uid","gid","groups","home","name"};
         resolve_path(user, path, default_workdir) -> {"path"}
         stat(user, path, default_workdir) / make_dir / move(source, destination) -> {"entry"}
-        list_dir(..., depth) -> {"entries"}; remove -> {}; compose(user, sources, destination) -> {"entry"}
-        processes() -> {"processes": [{"pid","config","tag","pty","stdin"}]}
+        list_dir(..., depth) -> {"entries"}; remove -> {}; compose(user, sources, destination) ->
+        {"entry"} processes() -> {"processes": [{"pid","config","tag","pty","stdin"}]}
         remove_watcher(watcher_id) -> {}; disk_usage() -> {"total","used"}
 
-        Entries are EntryInfo in protobuf JSON: default values left out, size a string, modifiedTime RFC 3339.
+        Entries are EntryInfo in protobuf JSON: default values left out, size a string,
+        modifiedTime RFC 3339.
         """
         connection, reply = await self._ask({"op": op, **args}, timeout_seconds)
         connection.close()
@@ -365,7 +387,8 @@ class GuestLink:
     ) -> ProcessChannel:
         """Start a command; PATH, HOME, USER and LOGNAME are added below `env`.
 
-        Raises: Unauthenticated (unknown user), InvalidArgument (cwd), Unavailable (no room for a process).
+        Raises: Unauthenticated (unknown user), InvalidArgument (cwd), Unavailable (no room for a
+        process).
         """
         connection, reply = await self._ask(
             {
@@ -387,7 +410,8 @@ class GuestLink:
         return ProcessChannel(connection, self._pid(connection, reply))
 
     async def attach(self, pid: int) -> ProcessChannel:
-        """Take over a process after an agent restart; yields what its ring kept, then live. Raises: NotFound.
+        """Take over a process after an agent restart; yields what its ring kept, then live.
+        Raises: NotFound.
 
         One that ended within the last 30 s yields its exit only.
         """
@@ -411,7 +435,9 @@ class GuestLink:
         offset: int = 0,
         length: int | None = None,
     ) -> FileReader:
-        """Raises: NotFound `path '‹p›' does not exist`, InvalidArgument `path '‹p›' is a directory`."""
+        """Raises: NotFound `path '<path>' does not exist`, InvalidArgument `path '<path>' is a
+        directory`.
+        """
         connection, reply = await self._ask(
             {
                 "op": "read",
@@ -432,9 +458,10 @@ class GuestLink:
     async def open_write(
         self, *, user: str, path: str, default_workdir: str, metadata: dict[str, str]
     ) -> FileWriter:
-        """Open for writing: parents made, file truncated and owned by the user. `metadata`: checked by the caller.
+        """Open for writing: parents made, file truncated and owned by the user. `metadata`:
+        checked by the caller.
 
-        Raises: InvalidArgument `path is a directory: ‹p›`, NoSpace.
+        Raises: InvalidArgument `path is a directory: <path>`, NoSpace.
         """
         connection, reply = await self._ask(
             {
@@ -463,7 +490,10 @@ class GuestLink:
         allow_network_mounts: bool,
         keep: bool,  # True: lives until remove_watcher; False: ends with this connection
     ) -> WatchChannel:
-        """Watch a directory; every event from the return on is seen. Raises: NotFound, InvalidArgument."""
+        """Watch a directory; every event from the return on is seen.
+
+        Raises: NotFound, InvalidArgument.
+        """
         connection, reply = await self._ask(
             {
                 "op": "watch",
@@ -480,7 +510,10 @@ class GuestLink:
         return self._watch_channel(connection, reply)
 
     async def attach_watcher(self, watcher_id: str) -> WatchChannel:
-        """Take over a kept watcher after an agent restart, with the events it has gathered. Raises: NotFound."""
+        """Take over a kept watcher after an agent restart, with the events it has gathered.
+
+        Raises: NotFound.
+        """
         connection, reply = await self._ask_again(
             {"op": "attach_watcher", "watcher_id": watcher_id}, ANSWER_SECONDS
         )
@@ -503,8 +536,9 @@ class GuestLink:
     ) -> tuple[asyncio.Transport, Any]:
         """A raw byte stream to `port` inside the sandbox (127.0.0.1, then ::1, then its address).
 
-        Returns the transport and the protocol made by `protocol_factory`; without one, a StreamReader.
-        `write_eof` and an end from the service pass through. Raises: Unavailable when nothing listens there.
+        Returns the transport and the protocol made by `protocol_factory`; without one, a
+        StreamReader. `write_eof` and an end from the service pass through. Raises: Unavailable
+        when nothing listens there.
         """
         loop = asyncio.get_running_loop()
         raw = await connect(self.socket_path, timeout_seconds)
@@ -626,15 +660,3 @@ def check_reply(op: str, reply: dict[str, Any]) -> dict[str, Any]:
     elif op == "disk_usage":
         _field(reply, "total", int), _field(reply, "used", int)
     return reply
-
-
-__all__ = [
-    "AgentError",
-    "FileReader",
-    "FileWriter",
-    "GuestLink",
-    "NoSpace",
-    "ProcessChannel",
-    "ProcessExit",
-    "WatchChannel",
-]

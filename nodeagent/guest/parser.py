@@ -1,6 +1,7 @@
 """Cuts a guest's bytes into frames without trusting any of them.
 
-Memory is bounded whatever a guest claims: content is handed on as it arrives, messages have a limit.
+Memory is bounded whatever a guest claims: content is handed on as it arrives, messages have a
+limit.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""The keeper of one process: relays its input and output, enforces its deadline, and outlives the agent's connection.
+"""The keeper of one process: relays its input and output, enforces its deadline, and outlives
+the agent's connection.
 
-A keeper is a forked child of PID 1 with one small poll loop. Output goes to the agent's connection; while the
-agent does not read, the keeper does not read from the process; while there is no agent, a bounded ring keeps the
-newest output for a later `attach`.
+A keeper is a forked child of PID 1 with one small poll loop. Output goes to the agent's
+connection; while the agent does not read, the keeper does not read from the process; while there
+is no agent, a bounded ring keeps the newest output for a later `attach`.
 """
 
 from __future__ import annotations
 
+import _signal
+import _socket
 import fcntl
 import os
 import select
 import time
-
-import _signal
-import _socket
 
 from nodeagent.guest import frames, tinyjson
 from nodeagent.guest.channel import Channel, pack_failure, receive_with_fds, send_with_fds
@@ -84,7 +84,9 @@ class Keeper:
             self.answers.append(frames.pack(kind, self.process.complaint))
 
     def announce(self, request: dict[str, Any]) -> _socket.socket:
-        """Tell PID 1 before telling the agent, so that whoever hears of the pid can attach to it."""
+        """Tell PID 1 before telling the agent, so that whoever hears of the pid can attach to
+        it.
+        """
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         config = os.memfd_create("config")
@@ -126,7 +128,9 @@ class Keeper:
         return not self.kinds
 
     def arrange(self) -> None:
-        """Watch exactly what can make progress; a pipe that has hung up would report without end."""
+        """Watch exactly what can make progress; a pipe that has hung up would report without
+        end.
+        """
         may_read = not self.pending and not self.kills  # so little stands before the answer
         for fd in self.kinds:
             events = IN if may_read else 0
@@ -183,9 +187,8 @@ class Keeper:
             self.feed()
         elif fd == self.control.fileno():
             self.take_connection()
-        elif self.connection is not None and fd == self.connection.fileno():
-            if events & (IN | select.POLLHUP | select.POLLERR):
-                self.hear()
+        elif self.connection is not None and fd == self.connection.fileno() and events & ~OUT:
+            self.hear()
 
     def reap(self) -> None:
         if self.status is None:
@@ -433,7 +436,8 @@ class Keeper:
         if self.process.terminal >= 0:
             raise Failure(
                 "unknown",
-                "error closing stdin: cannot close stdin for PTY process — send Ctrl+D (0x04) instead",
+                "error closing stdin: cannot close stdin for PTY process"
+                " — send Ctrl+D (0x04) instead",
             )
         self.close_after_stdin = True
         self.feed()

@@ -1,11 +1,12 @@
-"""A byte stream from the agent to a port inside the sandbox, whether or not the sandbox has a network."""
+"""A byte stream from the agent to a port inside the sandbox, whether or not the sandbox has a
+network.
+"""
 
 from __future__ import annotations
 
+import _socket
 import select
 import time
-
-import _socket
 
 from nodeagent.guest.channel import Channel
 from nodeagent.guest.failure import Failure
@@ -16,7 +17,8 @@ IN, OUT = select.POLLIN, select.POLLOUT
 
 
 def dial(channel: Channel, port: int) -> None:
-    """Connect to the port on 127.0.0.1, ::1, then the sandbox's own address, and relay until both sides end.
+    """Connect to the port on 127.0.0.1, ::1, then the sandbox's own address, and relay until
+    both sides end.
 
     Raises: Failure `unavailable` when nothing listens there.
     """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import _posixsubprocess
 import errno
 import fcntl
 import os
 import posixpath
-
-import _posixsubprocess
 
 from nodeagent.guest.failure import Failure, reason
 from nodeagent.guest.users import User, expand_path
@@ -25,8 +24,8 @@ EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE = 127, 126
 class Spawned:
     """A started command. `stdin`, `stdout`, `stderr`, `terminal`: our ends, -1 where there is none.
 
-    `status`: set when it could not be executed, to what a shell would have ended with; `complaint` is what
-    the shell would have printed.
+    `status`: set when it could not be executed, to what a shell would have ended with;
+    `complaint` is what the shell would have printed.
     """
 
     __slots__ = ("complaint", "pid", "status", "stderr", "stdin", "stdout", "terminal")
@@ -82,14 +81,18 @@ def candidates(cmd: bytes, env: dict[bytes, bytes]) -> list[bytes]:
 
 
 def spawn(user: User, request: dict[str, Any]) -> Spawned:
-    """Start the command as the user. Raises: Failure for a bad directory; OSError when there is no room."""
+    """Start the command as the user.
+
+    Raises: Failure for a bad directory; OSError when there is no room.
+    """
     cwd = find_workdir(user, request)
     argv = [os.fsencode(word) for word in [request["cmd"], *request["args"]]]
     if any(b"\0" in word for word in argv):
         raise Failure("invalid_argument", "a command cannot contain a NUL byte")
     env = environment(user, request["env"])
     programs = candidates(argv[0], env)
-    # It may be set lower again: the engine set PID 1's score with CAP_SYS_RESOURCE, which is the floor.
+    # It may be set lower again: the engine set PID 1's score with CAP_SYS_RESOURCE, which is the
+    # floor.
     own_score = exchange_oom_score(OOM_SCORE)
     assume(user)
     try:
@@ -124,9 +127,11 @@ def exchange_oom_score(score: bytes) -> bytes:
 
 
 def assume(user: User) -> None:
-    """Become the user but for the saved id, which execve replaces: so vfork serves, three times as fast as fork.
+    """Become the user but for the saved id, which execve replaces: so vfork serves, three times
+    as fast as fork.
 
-    Effective capabilities go with the effective uid, so the kernel checks the directory as it should.
+    Effective capabilities go with the effective uid, so the kernel checks the directory as it
+    should.
     """
     os.setgroups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)
@@ -181,7 +186,7 @@ def execute(
             programs,
             False,  # close_fds: every descriptor of ours is close-on-exec
             (),
-            None,
+            None,  # type: ignore[arg-type]  # the directory: ours
             [key + b"=" + value for key, value in env.items()],
             fds[0],
             -1,
@@ -198,7 +203,7 @@ def execute(
             None,
             None,
             0o022,
-            None,
+            None,  # type: ignore[arg-type]  # preexec_fn
             True,  # vfork
         )
     finally:

@@ -1,7 +1,8 @@
-"""JSON on the C accelerators alone: the json package imports re and enum, 1.5 MB more in every sandbox."""
+"""JSON on the C accelerators alone: the json package imports re and enum, 1.5 MB more in every
+sandbox.
+"""
 
 from __future__ import annotations
-
 
 from _json import encode_basestring, make_scanner
 

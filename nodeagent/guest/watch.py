@@ -1,18 +1,18 @@
 """Watching a directory with inotify, from inside the sandbox's mounts.
 
-The child of a watcher gathers events until its agent reads them; a kept one outlives the agent's connection.
+The child of a watcher gathers events until its agent reads them; a kept one outlives the agent's
+connection.
 """
 
 from __future__ import annotations
 
+import _socket
 import ctypes
 import errno
 import os
 import select
 import stat
 from collections import deque
-
-import _socket
 
 from nodeagent.guest import frames, tinyjson
 from nodeagent.guest.channel import Channel, pack_failure, receive_with_fds, send_with_fds
@@ -29,7 +29,9 @@ MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x40, 0x80, 0x100, 0x200
 DELETE_SELF, MOVE_SELF = 0x400, 0x800
 OVERFLOW, IGNORED, IS_DIR = 0x4000, 0x8000, 0x40000000
 ONLY_DIR, DONT_FOLLOW = 0x1000000, 0x2000000
-MASK = MODIFY | ATTRIB | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF | ONLY_DIR
+MASK = (
+    MODIFY | ATTRIB | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF | ONLY_DIR
+)
 TYPES = (  # in the order in which one kernel event is reported as several
     (CREATE | MOVED_TO, "EVENT_TYPE_CREATE"),
     (MOVED_FROM | MOVE_SELF, "EVENT_TYPE_RENAME"),
@@ -56,7 +58,9 @@ class Event:
 
 
 class Tree:
-    """The kernel's watches below one root, and the events they give, as the client is to see them."""
+    """The kernel's watches below one root, and the events they give, as the client is to see
+    them.
+    """
 
     def __init__(self, root: str, *, recursive: bool, include_entry: bool) -> None:
         self.root, self.recursive, self.include_entry = root, recursive, include_entry
@@ -74,7 +78,10 @@ class Tree:
         return f"{self.root.rstrip('/')}/{place}" if place else self.root
 
     def add(self, place: str) -> bool:
-        """Watch one directory; False when it is gone. Raises: OSError, when the kernel has no room for it."""
+        """Watch one directory; False when it is gone.
+
+        Raises: OSError, when the kernel has no room for it.
+        """
         mask = MASK | (DONT_FOLLOW if place else 0)
         wd = _libc.inotify_add_watch(self.fd, os.fsencode(self.path(place)), mask)
         if wd < 0:
@@ -167,14 +174,20 @@ class Tree:
         return event
 
     def adopt(self, place: str, found: list[dict[str, Any]]) -> None:
-        """Watch a new directory, and report what came into it before we did: the kernel will not."""
+        """Watch a new directory, and report what came into it before we did: the kernel will
+        not.
+        """
         if not self.add(place):
             return
         wd = next(wd for wd, known in self.places.items() if known == place)
         names = self.scan(place)
         self.fill()
         # What came between the watch and the scan is in both; then the kernel's word is enough.
-        seen = {(event.name, event.mask & (CREATE | MOVED_TO | MODIFY)) for event in self.raw if event.wd == wd}
+        seen = {
+            (event.name, event.mask & (CREATE | MOVED_TO | MODIFY))
+            for event in self.raw
+            if event.wd == wd
+        }
         for name, mode in names:
             if (name, CREATE) in seen or (name, MOVED_TO) in seen:
                 continue
@@ -192,7 +205,9 @@ class Tree:
             return False
 
     def move_away(self, place: str, cookie: int) -> None:
-        """A directory moved: within the tree its watches go on under new names, otherwise they end."""
+        """A directory moved: within the tree its watches go on under new names, otherwise they
+        end.
+        """
         self.fill()
         arrival = next((e for e in self.raw if e.mask & MOVED_TO and e.cookie == cookie), None)
         target = None
@@ -300,16 +315,19 @@ class Watcher:
             if self.control is not None:
                 poller.register(self.control.fileno(), select.POLLIN)
             if self.connection is not None:
-                waiting = select.POLLOUT if self.outbox or self.events else 0
+                waiting = select.POLLOUT if self.outbox or self.may_push() else 0
                 poller.register(self.connection.fileno(), select.POLLIN | waiting)
             for fd, events in poller.poll():
                 if fd == self.tree.fd:
                     self.gather()
                 elif self.control is not None and fd == self.control.fileno():
                     self.take_connection()
-                elif self.connection is not None and fd == self.connection.fileno():
-                    if events & ~select.POLLOUT:
-                        self.hear()
+                elif (
+                    self.connection is not None
+                    and fd == self.connection.fileno()
+                    and events & ~select.POLLOUT
+                ):
+                    self.hear()
 
     def gather(self) -> None:
         try:
@@ -329,6 +347,10 @@ class Watcher:
         self.size = 0
         self.outbox.append(memoryview(pack_failure(frames.ERROR, failure)))
 
+    def may_push(self) -> bool:
+        """A kept watcher is asked for its events: none is in flight when its agent dies."""
+        return bool(self.events) and self.control is None
+
     def batch(self) -> memoryview:
         taken, size = [], 0
         while self.events and size < BATCH_BYTES:
@@ -341,7 +363,7 @@ class Watcher:
     def flush(self) -> None:
         while self.connection is not None:
             if not self.outbox:
-                if not self.events:
+                if not self.may_push():
                     return
                 self.outbox.append(self.batch())
             try:
@@ -371,7 +393,7 @@ class Watcher:
         self.connection = None
         self.inbox.clear()
         for frame in reversed(self.outbox):
-            whole = bytes(frame.obj)  # type: ignore[arg-type]
+            whole = bytes(frame.obj)
             if whole[0] == frames.EVENTS:
                 events = tinyjson.loads(whole[frames.HEADER_BYTES :])
                 for event in reversed(events):
