@@ -93,7 +93,7 @@ def _pid_file(deployment: Deployment) -> Path:
 
 
 def stop_engine_we_started(deployment: Deployment) -> None:
-    """Stop a `dockerd` that `ensure_engine` put in the background, unless it still runs something."""
+    """Stop a `dockerd` that `ensure_engine` started, unless it still runs something."""
     try:
         pid = int(_pid_file(deployment).read_text())
         is_ours = Path(f"/proc/{pid}/comm").read_text().strip() == "dockerd"

@@ -15,7 +15,7 @@ CACHE = REPOSITORY / ".state"
 PINNED_PYTHON = "2.45.1"
 TEST_PACKAGES = ("pytest==9.2.0", "pytest-timeout==2.4.0", "pytest-asyncio==1.5.0")
 # What is tested when the registry cannot be asked for the newest.
-KNOWN_NEWEST_PYTHON = "2.46.0"
+KNOWN_NEWEST_PYTHON = "2.63.0"
 KNOWN_NEWEST_JS = "2.51.0"
 
 
@@ -37,7 +37,13 @@ def ensure_js(version: str) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             (folder / "package.json").write_text('{"private": true, "type": "module"}\n')
-            npm = [VENV / "bin/npm", "install", "--silent", "--no-fund", "--no-audit"]
+            npm: list[str | Path] = [
+                VENV / "bin/npm",
+                "install",
+                "--silent",
+                "--no-fund",
+                "--no-audit",
+            ]
             run([*npm, f"e2b@{version}"], cwd=folder, env=_node_env())
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -40,7 +41,7 @@ def postgres() -> Iterator[str]:
                    "listen_addresses": "127.0.0.1", "port": str(port), "max_connections": "200",
                    "unix_socket_directories": str(folder)}  # fmt: skip
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        with _server([*as_user, POSTGRES_BIN / "postgres", "-D", data, *settings], folder, port):
+        with _server([POSTGRES_BIN / "postgres", "-D", data, *settings], folder, port, user=user):
             run([*as_user, POSTGRES_BIN / "createdb", "-h", folder, "-p", str(port),
                  "-U", "sandlot", "sandlot"], cwd=folder)  # fmt: skip
             yield f"postgresql://sandlot@127.0.0.1:{port}/sandlot"
@@ -62,7 +63,9 @@ def redis() -> Iterator[str]:
 
 
 @contextmanager
-def _server(command: list[str | Path], folder: Path, port: int) -> Iterator[None]:
+def _server(
+    command: list[str | Path], folder: Path, port: int, *, user: str | None = None
+) -> Iterator[None]:
     log_path = folder / "server.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
@@ -71,6 +74,7 @@ def _server(command: list[str | Path], folder: Path, port: int) -> Iterator[None
             stdout=log,
             stderr=log,
             cwd=folder,
+            user=user if is_root() else None,
         )
     try:
         deadline = time.monotonic() + 30
@@ -80,8 +84,7 @@ def _server(command: list[str | Path], folder: Path, port: int) -> Iterator[None
             time.sleep(0.05)
         yield
     finally:
-        # `runuser` passes the signal on. SIGINT: PostgreSQL's fast shutdown.
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)  # PostgreSQL: fast shutdown
         try:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
