@@ -1,4 +1,4 @@
-"""The agent of one machine: its sandboxes, their moves, and the side tasks that keep it all true."""
+"""The agent of one machine: its sandboxes, their moves, and what keeps it all true."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ EVENTS_PER_HEARTBEAT = 500
 SAMPLES_PER_HEARTBEAT = 2_000
 WAKE_WAIT_SECONDS = 60.0
 WAKE_LEAST_SECONDS = 300.0
+OOM_SECONDS = 10.0  # a container that dies this soon after running out of memory died of it
 LOG_BURST = 50
 LOG_PER_SECOND = 10.0
 _SANDBOX_ID = re.compile(r"^[a-z0-9]{1,64}$")
@@ -78,10 +79,10 @@ class Door(Protocol):
 
 
 class Agent:
-    """Implements `sandbox.Node`. Verbs are safe to repeat and to call at once from several requests.
+    """Implements `sandbox.Node`. Verbs are safe to repeat, and to call several at once.
 
-    Claim, act, settle holds here too: a move is taken under the sandbox's lock, and a kill, which always
-    wins, takes the sandbox out of the table first and waits for nobody.
+    Claim, act, settle holds here too: a move is taken under the sandbox's lock, and a kill, which
+    always wins, takes the sandbox out of the table first and waits for nobody.
     adopt_data_plane: called once for each sandbox that becomes known, before it is routable.
     """
 
@@ -440,7 +441,8 @@ class Agent:
     def _settle_end(self, sandbox_id: str, reason: EndReason, detail: str) -> SandboxEnded:
         ended_at = self._clock()
         # The event first: dying between the two lines re-adopts the sandbox, and the control plane,
-        # which heard that it ended, has it killed again. The other way round its end would go untold.
+        # which heard that it ended, has it killed again. The other way round its end would go
+        # untold.
         self._events.append(
             EventKind.ENDED,
             sandbox_id,
@@ -512,7 +514,7 @@ class Agent:
             self._spawn(self._auto_pause(sandbox), f"auto-pause {sandbox_id}")
 
     async def _auto_pause(self, sandbox: OwnedSandbox) -> None:
-        """Pause at the deadline; when that fails it is tried again: the user's files are at stake."""
+        """Pause at the deadline; a failure is tried again: the user's files are at stake."""
         try:
             await self._pause(sandbox, memory=sandbox.spec.auto_pause_memory, reason="timeout")
         except NotFound:
@@ -627,7 +629,7 @@ class Agent:
         sandbox.state = NodeSandboxState.RUNNING
         sandbox.paused_at = None
         sandbox.keeps_memory = True
-        sandbox.saw_oom = False
+        sandbox.oom_at = None
         self._store.write_sandbox(sandbox.stored())
         self._set_timer(sandbox)
         self._events.append(
@@ -829,7 +831,7 @@ class Agent:
         sandbox = self._by_container.get(event.container_id)
         if event.kind is ContainerEventKind.OOM:
             if sandbox is not None:
-                sandbox.saw_oom = True
+                sandbox.oom_at = time.monotonic()
                 self.log(
                     sandbox, "warn", "The kernel ended a process: the sandbox is out of memory.", {}
                 )
@@ -841,23 +843,30 @@ class Agent:
             await self._on_death(sandbox)
 
     async def _on_death(self, sandbox: OwnedSandbox) -> None:
-        """The container stopped, perhaps by our own hand."""
+        """Its container is said to have stopped: by itself, by someone else or by our own hand."""
         if sandbox.is_halting or sandbox.has_ended:
             return
+        try:
+            is_running, oom_killed = await self._runtime.state_of(sandbox.container_id)
+        except NotFound:
+            self._end_unless_ended(sandbox, EndReason.EXITED, "its container was removed")
+            return
+        if is_running or sandbox.is_halting or sandbox.has_ended:
+            return  # old news: it has been booted again since
         if sandbox.state is NodeSandboxState.PAUSED:
             # Its processes are gone, as after an engine restart; its files are not.
             if sandbox.keeps_memory:
                 sandbox.keeps_memory = False
                 sandbox.container.pid = 0
                 self._store.write_sandbox(sandbox.stored(), durable=True)
-            return
-        oom = sandbox.saw_oom or await self._was_oom(sandbox.container_id)
-        if sandbox.has_ended:
-            return
-        if oom:
+        elif _died_of_memory(sandbox, oom_killed):
             self._end(sandbox, EndReason.OOM, "the sandbox ran out of memory")
         else:
             self._end(sandbox, EndReason.EXITED, "the container stopped")
+
+    def _end_unless_ended(self, sandbox: OwnedSandbox, reason: EndReason, detail: str) -> None:
+        if not sandbox.has_ended:
+            self._end(sandbox, reason, detail)
 
     async def _was_oom(self, container_id: str) -> bool:
         try:
@@ -894,11 +903,7 @@ class Agent:
         for sandbox_id in [*plan.lost, *plan.demote]:
             sandbox = self._sandboxes.get(sandbox_id)
             if sandbox is not None and not sandbox.lock.locked():
-                gone = sandbox.container_id not in {item.container_id for item in found}
-                if gone and sandbox.state is NodeSandboxState.PAUSED:
-                    self._end(sandbox, EndReason.EXITED, "its container vanished")
-                else:
-                    await self._on_death(sandbox)
+                await self._on_death(sandbox)
         for container in plan.remove:
             if not self._is_ours_now(container):
                 await self._remove_found(container)
@@ -991,6 +996,13 @@ class Agent:
             logger.warning("Job %r failed: %s", task.get_name(), error)
         else:
             logger.error("Job %r failed.", task.get_name(), exc_info=error)
+
+
+def _died_of_memory(sandbox: OwnedSandbox, oom_killed: bool) -> bool:
+    """The engine's flag stays set once any process was killed for memory, so the time decides."""
+    if sandbox.oom_at is None:
+        return oom_killed
+    return time.monotonic() - sandbox.oom_at < OOM_SECONDS
 
 
 def _check_alive(sandbox: OwnedSandbox) -> None:

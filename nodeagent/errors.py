@@ -1,10 +1,10 @@
-"""The agent's error tree. Each edge (agent API, Connect, plain HTTP) owns one table from these to its codes."""
+"""The agent's error tree. Each edge (agent API, Connect, plain HTTP) maps it to its codes."""
 
 from __future__ import annotations
 
 
 class AgentError(Exception):
-    """Base. `connect_code`: the Connect protocol's code; `http_status`: for the agent API and plain HTTP."""
+    """Base. `connect_code`: for Connect; `http_status`: for the agent API and plain HTTP."""
 
     connect_code = "internal"
     http_status = 500
@@ -68,6 +68,6 @@ class NoSpace(AgentError):
 
 
 class GuestFault(AgentError):
-    """The guest broke the link's rules, closed early or did not answer in time. Never trust what it sent."""
+    """The guest broke the link's rules, closed early or was silent. Never trust what it sent."""
 
     connect_code, http_status, error_code = "unavailable", 502, "guest_fault"

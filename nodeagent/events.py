@@ -21,9 +21,9 @@ COMPACT_BYTES = 4 * 1024 * 1024
 class EventSpool:
     """Appends survive a killed agent (they reach the kernel), not a power cut.
 
-    They are not fsynced: it costs milliseconds on the path of every create, and what a power cut takes is
-    repaired by the heartbeat, which lists every sandbox. When the control plane is away for long, log
-    events are dropped first, then deadline changes; starts and ends stay.
+    They are not fsynced: it costs milliseconds on the path of every create, and what a power cut
+    takes is repaired by the heartbeat, which lists every sandbox. When the control plane is away
+    for long, log events are dropped first, then deadline changes; starts and ends stay.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,8 +66,8 @@ class EventSpool:
     def ack(self, acked_seq: int) -> None:
         """Forget events up to `acked_seq`.
 
-        An acknowledgement of what we never sent means that this state directory is newer than the node:
-        numbering then goes on after it, or our events would look already applied.
+        An acknowledgement of what we never sent means that this state directory is newer than the
+        node: numbering then goes on after it, or our events would look already applied.
         """
         if acked_seq > self.last_seq:
             logger.warning("The control plane knows later events than this spool; renumbering.")
@@ -110,7 +110,8 @@ class EventSpool:
                     continue
                 event = wire.decode(NodeEvent, raw)
             except ValueError:
-                # A line cut short by the agent's death in mid-write; what it told is in the heartbeat.
+                # A line cut short by the agent's death in mid-write; what it told is in the
+                # heartbeat.
                 logger.warning("Skipped an unreadable event, line %d of the spool.", number + 1)
                 continue
             self._events.append(event)

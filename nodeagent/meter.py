@@ -1,4 +1,4 @@
-"""Usage of each sandbox, sampled from its control groups; disk more seldom, since it must be walked."""
+"""Usage of each sandbox from its control groups; disk more seldom, since it must be walked."""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
 """What a sandbox may reach: packet filter rules in chains of the node's own.
 
-The node's bridge enters two chains. INPUT's refuses the host itself. FORWARD's (by way of the engine's
-DOCKER-USER) lets answers pass, then asks the chain of the sandbox, where it has one, then refuses whatever is
-not the public internet. Sandboxes without rules of their own need nothing when they are made.
+The node's bridge enters two chains. INPUT's refuses the host itself. FORWARD's (by way of the
+engine's DOCKER-USER) lets answers pass, then asks the chain of the sandbox, where it has one, then
+refuses whatever is not the public internet. Sandboxes without rules of their own need nothing when
+they are made.
 
     FORWARD -> <node>-F:  established -> sandbox chains -> <node>-B
-    <node>-B (base):      resolvers pass; private, link-local and special ranges refused; rest passes
+    <node>-B (base):      resolvers pass; private, link-local and special ranges refused; rest
+    passes
     sandbox chain:        allowed ranges -> <node>-B; denied ranges refused
 
-So a sandbox's allow list beats its deny list, and neither opens what the base refuses. Denying 0.0.0.0/0
-shuts name resolution too. IPv6 is off in the network and refused here as well.
+So a sandbox's allow list beats its deny list, and neither opens what the base refuses. Denying
+0.0.0.0/0 shuts name resolution too. IPv6 is off in the network and refused here as well.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ def denied_ranges(network: NetworkConfig) -> list[str]:
 
 
 def _ranges(entries: Iterable[str], complaint: str) -> list[str]:
-    """IPv4 ranges in canonical form. IPv6 ones are checked and left out: there is no IPv6 to filter."""
+    """IPv4 ranges in canonical form; IPv6 ones are only checked: there is no IPv6 to filter."""
     ranges: list[str] = []
     entries = list(entries)
     if len(entries) > MAX_RULES:
@@ -168,7 +170,7 @@ def sandbox_rules(prefix: str, container_id: str, ip: str, network: NetworkConfi
 
 
 def host_resolvers(configured: Sequence[str] = ()) -> list[str]:
-    """The IPv4 resolvers sandboxes will ask: those configured, or the host's as the engine takes them."""
+    """The IPv4 resolvers sandboxes will ask: those configured, or the host's."""
     if configured:
         return [item for item in configured if ipaddress.ip_address(item).version == 4]
     for path in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):

@@ -111,7 +111,7 @@ class WarmPool:
         pool.ready.append(container)
 
     def claim(self, spec: CreateSandbox) -> Container | None:
-        """A ready container, for good; None when there is none. The caller owns its state file now."""
+        """A ready container, or None. It is the caller's for good, its state file too."""
         pool = self._pools.get(pool_key(spec))
         if pool is None:
             return None

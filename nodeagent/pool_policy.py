@@ -14,8 +14,8 @@ HALF_LIFE_SECONDS = 300.0
 def wanted_size(claimed_at: Sequence[float], *, now: float, floor: int, ceiling: int) -> int:
     """The largest burst of late, counting less the longer ago it was, within floor and ceiling.
 
-    claimed_at: instants of claims, oldest first, hits and misses alike. A floor above the ceiling wins:
-    it is what the operator asked for by name.
+    claimed_at: instants of claims, oldest first, hits and misses alike. A floor above the ceiling
+    wins: it is what the operator asked for by name.
     """
     wanted = 0.0
     first = 0

@@ -1,4 +1,4 @@
-"""What to do when the wanted and the actual differ: pure plans for start-up, sweeps and heartbeats."""
+"""What to do where wanted and actual differ: pure plans for start, sweeps and heartbeats."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class WantedSandbox:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """keep: sandboxes that go on as they were. demote: paused ones whose processes are gone, to be
-    resumed from their files. lost: sandboxes whose container died or vanished. thaw: running ones found
-    frozen, left by a pause or a snapshot that an agent's death cut short. keep_warm, remove: containers.
+    resumed from their files. lost: sandboxes whose container died or vanished. thaw: running ones
+    found frozen, left by a pause or a snapshot that an agent's death cut short. keep_warm, remove:
+    containers.
     """
 
     keep: list[str] = field(default_factory=list)
@@ -40,7 +41,7 @@ def plan_containers(
     warm: Collection[str],
     found: Iterable[FoundContainer],
 ) -> Plan:
-    """warm: container ids that the state directory calls warm. One that a sandbox claims is not warm."""
+    """warm: ids the state directory calls warm; one that a sandbox claims is not."""
     plan = Plan()
     actual = {container.container_id: container for container in found}
     claimed = set()

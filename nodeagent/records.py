@@ -1,7 +1,7 @@
 """A sandbox as the agent holds it, and its file in the state directory.
 
-Files are replaced atomically. They are fsynced only when a sandbox is paused: then its files must outlive
-a power cut, while a running sandbox's processes do not, so its record need not either.
+Files are replaced atomically. They are fsynced only when a sandbox is paused: then its files must
+outlive a power cut, while a running sandbox's processes do not, so its record need not either.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OwnedSandbox(LiveSandbox):
     move: asyncio.Task[Any] | None = None  # a pause, resume or snapshot that a kill may cancel
     has_ended: bool = False
     is_halting: bool = False  # its container is being stopped by us
-    saw_oom: bool = False
+    oom_at: float | None = None  # monotonic: when the kernel last killed one of its processes
     log_tokens: float = 0.0  # lines its log may still take; see Agent.log
     log_at: float = 0.0  # monotonic
 
@@ -82,7 +82,7 @@ class StoredWarm:
 
 
 class StateStore:
-    """The node's folder: `sandboxes/`, `warm/`, `run/<container name>/` (guest sockets), `pools.json`."""
+    """The node's folder: `sandboxes/`, `warm/`, `run/<container name>/`, `pools.json`."""
 
     def __init__(self, node_dir: Path) -> None:
         self._sandboxes = node_dir / "sandboxes"

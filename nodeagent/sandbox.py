@@ -44,7 +44,7 @@ class LiveSandbox:
         }
 
     def unroute(self) -> None:
-        """Stop routing, then reset every open stream, in this order (clients probe /health at once)."""
+        """Stop routing, then reset open streams, in this order: clients probe /health at once."""
         self.is_routable = False
         for abort in list(self.aborts):
             abort()
@@ -69,6 +69,7 @@ class Node(Protocol):
     async def wake(self, sandbox: LiveSandbox) -> None:
         """Resume a paused sandbox because traffic came; the caller has checked the credentials.
 
-        Raises: NotFound when it may not be woken (no auto-resume, no memory, being killed), Conflict
-        when still in transition after the wait, QuotaExceeded when the team is at its limit.
+        Raises: NotFound when it may not be woken (no auto-resume, no memory, being killed),
+        Conflict when still in transition after the wait, QuotaExceeded when the team is at its
+        limit.
         """

@@ -44,7 +44,7 @@ class MethodNotAllowed(AgentError):
 
 
 class AgentAPI:
-    """An ASGI application. Paths are matched raw, so that an image name may hold encoded slashes."""
+    """An ASGI application. Raw paths are matched, so an image name may hold encoded slashes."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -181,7 +181,7 @@ def make_server(app: Any, *, host: str, port: int) -> uvicorn.Server:
 
 
 async def serve_until_cancelled(server: uvicorn.Server) -> None:
-    """Serve; a cancelled task shuts the server down in order. Raises: OSError if the port is taken."""
+    """Serve until cancelled, then shut down in order. Raises: OSError if the port is taken."""
     serving = asyncio.create_task(server.serve())
     try:
         await asyncio.shield(serving)

@@ -19,7 +19,7 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class EgressException:
-    """One place sandboxes may reach although policy would refuse it, e.g. the cluster's own entry."""
+    """A place sandboxes may reach although policy refuses it, e.g. the cluster's own entry."""
 
     cidr: str
     port: int
@@ -27,7 +27,7 @@ class EgressException:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`from_environment` names the variable of each field; docs/reference/agent-api.md lists them."""
+    """`from_environment` names each field's variable; docs/reference/agent-api.md lists them."""
 
     node_id: str
     token: str
@@ -53,6 +53,9 @@ class Settings:
     egress_exceptions: tuple[EgressException, ...] = ()
     blocks_smtp: bool = True
     extra_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    max_connections: int = 0
     log_format: str = "text"
     log_level: str = "INFO"
 
@@ -72,9 +75,9 @@ class Settings:
         api_host = env.text("SANDLOT_AGENT_HOST", "127.0.0.1")
         api_port = env.integer("SANDLOT_AGENT_PORT", 8002, least=1, most=65535)
         gateway_port = env.integer("SANDLOT_GATEWAY_PORT", 8001, least=1, most=65535)
-        extra_ca = env.text("SANDLOT_EXTRA_CA", "")
-        if extra_ca and not Path(extra_ca).is_file():
-            raise InvalidArgument(f"SANDLOT_EXTRA_CA: {extra_ca} is not a file")
+        tls_cert, tls_key = env.file("SANDLOT_TLS_CERT"), env.file("SANDLOT_TLS_KEY")
+        if (tls_cert is None) != (tls_key is None):
+            raise InvalidArgument("SANDLOT_TLS_CERT and SANDLOT_TLS_KEY go together")
         return Settings(
             node_id=node_id,
             token=env.node_token(node_id),
@@ -105,7 +108,10 @@ class Settings:
             dns_servers=env.addresses("SANDLOT_DNS"),
             egress_exceptions=env.exceptions("SANDLOT_EGRESS_ALLOW"),
             blocks_smtp=env.boolean("SANDLOT_BLOCK_SMTP", True),
-            extra_ca=Path(extra_ca) if extra_ca else None,
+            extra_ca=env.file("SANDLOT_EXTRA_CA"),
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            max_connections=env.integer("SANDLOT_MAX_CONNECTIONS", 0, least=0, most=100_000),
             log_format=env.choice("SANDLOT_LOG_FORMAT", "text", ("text", "json")),
             log_level=env.choice(
                 "SANDLOT_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -136,6 +142,13 @@ class _Environment:
 
     def text(self, name: str, default: str) -> str:
         return self._values.get(name, "").strip() or default
+
+    def file(self, name: str) -> Path | None:
+        """Raises: InvalidArgument when it is named but not there."""
+        value = self.text(name, "")
+        if value and not Path(value).is_file():
+            raise InvalidArgument(f"{name}: {value} is not a file")
+        return Path(value) if value else None
 
     def choice(self, name: str, default: str, options: tuple[str, ...]) -> str:
         value = self.text(name, default)

@@ -1,12 +1,13 @@
 """Messages of the agent API, between the control plane and one node. Standard library only.
 
-Control plane to agent: HTTP/1.1 + JSON on the agent's API port, `Authorization: Bearer <node token>`.
+Control plane to agent: HTTP/1.1 + JSON, `Authorization: Bearer <node token>`.
 
     GET    /v1/node                            -> NodeStatus
     PUT    /v1/pools                           [PoolSpec] -> 204; replaces the wanted pools
     GET    /v1/sandboxes                       -> [SandboxState]
-    POST   /v1/sandboxes                       CreateSandbox -> 201 SandboxStarted; same id again -> same answer
+    POST   /v1/sandboxes                       CreateSandbox -> 201 SandboxStarted; repeatable
     GET    /v1/sandboxes/{id}                  -> SandboxState
+    GET    /v1/sandboxes/{id}/metrics          -> [MetricSample], the last minutes, oldest first
     DELETE /v1/sandboxes/{id}?reason=R         -> SandboxEnded; 404 when the node does not have it
     POST   /v1/sandboxes/{id}/deadline         {"end_at": float} -> SandboxState
     POST   /v1/sandboxes/{id}/pause            PauseSandbox -> SandboxPaused
@@ -15,8 +16,8 @@ Control plane to agent: HTTP/1.1 + JSON on the agent's API port, `Authorization:
     POST   /v1/sandboxes/{id}/snapshots        {"image": str} -> {"image": str, "size_bytes": int}
     DELETE /v1/images/{image}                  -> 204; 409 while a container uses it
 
-Agent to control plane: `POST {control_plane_url}/internal/nodes/heartbeat`, same bearer token, Heartbeat ->
-HeartbeatReply; every `heartbeat_seconds` and at once when an event happens.
+Agent to control plane: `POST {control_plane_url}/internal/nodes/heartbeat`, same bearer token,
+Heartbeat -> HeartbeatReply; every `heartbeat_seconds` and at once when an event happens.
 
 Errors both ways: HTTP status and `{"code": int, "error_code": str, "message": str}`.
 All instants are Unix seconds as float with microsecond meaning; all durations are seconds.
@@ -74,7 +75,7 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Egress and ingress rules of one sandbox. `allow_out` beats `deny_out`; both hold IPs, CIDRs (domains: allow_out)."""
+    """Egress and ingress rules of one sandbox, by IP and CIDR. `allow_out` beats `deny_out`."""
 
     allow_internet_access: bool | None = None
     allow_out: list[str] = field(default_factory=list)
@@ -174,18 +175,20 @@ class SandboxState:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeEvent:
-    """One thing that happened on the node. `seq` grows by one per node; applying the same seq twice changes nothing."""
+    """One thing that happened. `seq` grows by one per node; applying one twice changes nothing."""
 
     seq: int
     kind: EventKind
     sandbox_id: str
     at: float
-    data: dict[str, Any] = field(default_factory=dict)  # ENDED: {"reason": EndReason, "detail": str}
+    data: dict[str, Any] = field(
+        default_factory=dict
+    )  # ENDED: {"reason": EndReason, "detail": str}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSample:
-    """Usage of one sandbox at one instant. cpu_used_pct: 0..100 over all its CPUs; the rest bytes."""
+    """Usage of one sandbox now. cpu_used_pct: 0..100 over all its CPUs; the rest bytes."""
 
     sandbox_id: str
     at: float
@@ -231,12 +234,14 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True)
 class HeartbeatReply:
-    """`acked_seq`: events up to it may be forgotten. `kill`: sandboxes the control plane does not know or has ended."""
+    """`acked_seq`: events up to it may be forgotten. `kill`: sandboxes unknown or ended there."""
 
     acked_seq: int
     pools: list[PoolSpec] = field(default_factory=list)
     kill: list[str] = field(default_factory=list)
-    deadlines: dict[str, float] = field(default_factory=dict)  # sandbox_id -> end_at, where the node's differs
+    deadlines: dict[str, float] = field(
+        default_factory=dict
+    )  # sandbox_id -> end_at, where the node's differs
 
 
 def encode(message: Any) -> Any:
@@ -247,7 +252,7 @@ def encode(message: Any) -> Any:
 
 
 def decode(kind: type[T], raw: Any) -> T:
-    """A message of `kind` from plain JSON types; unknown fields are ignored (a newer peer may send them).
+    """A message of `kind` from plain JSON types; a newer peer's unknown fields are ignored.
 
     Raises: ValueError when a field is missing or of the wrong type.
     """
@@ -287,9 +292,7 @@ def _decode_dataclass(kind: Any, raw: dict[str, Any], where: str) -> Any:
     for item in dataclasses.fields(kind):
         if item.name in raw:
             values[item.name] = _decode(hints[item.name], raw[item.name], f"{where}.{item.name}")
-        elif (
-            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        ):
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}.{item.name}: missing")
     return kind(**values)
 

@@ -18,7 +18,7 @@ class ContainerEventKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerSpec:
-    """`name` is random: the engine's resolver tells neighbours a container's name, so never an id."""
+    """`name` is random, never an id: the engine's resolver tells it to the neighbours."""
 
     name: str
     image: str
@@ -86,7 +86,7 @@ class Runtime(Protocol):
     async def close(self) -> None: ...
 
     async def boot(self, spec: ContainerSpec) -> Container:
-        """A new container whose guest answers. On any error, cancelling included, nothing is left."""
+        """A new container whose guest answers; an error, even a cancel, leaves nothing."""
 
     async def reboot(self, container: Container) -> None:
         """Start a stopped container again: same file system, new processes, new boot id."""

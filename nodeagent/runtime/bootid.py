@@ -32,10 +32,11 @@ def write_boot_id(path: Path) -> None:
 def mount_boot_id(pid: int, source: str) -> None:
     """Mount the container's own file `source` over its boot id. Blocking, a millisecond.
 
-    The engine refuses mounts below /proc, so this enters the mount namespace of the container whose PID 1
-    is `pid`, with system calls alone: running the image's `mount` there, as nsenter(1) would, would run
-    a tenant's program with the host's powers. A thread of its own does it, and ends with it: joining a
-    mount namespace takes a thread whose root and directory are shared with no other.
+    The engine refuses mounts below /proc, so this enters the mount namespace of the container whose
+    PID 1
+    is `pid`, with system calls alone: running the image's `mount` there, as nsenter(1) would, would
+    run a tenant's program with the host's powers. A thread of its own does it, and ends with it:
+    joining a mount namespace takes a thread whose root and directory are shared with no other.
     Raises: Unavailable.
     """
     failure: list[OSError] = []

@@ -1,4 +1,4 @@
-"""The Docker engine as a runtime. Its client blocks, so every call goes through a named thread pool."""
+"""The Docker engine as a runtime. Its client blocks, so calls go through named threads."""
 
 from __future__ import annotations
 
@@ -45,15 +45,29 @@ T = TypeVar("T")
 
 LABEL = "sandlot.node"
 HOSTNAME = "e2b.local"
-# No more than we may open ourselves: an engine inside a container may not raise its own limit either.
+# No more than we may open ourselves: an engine inside a container may not raise its own limit
+# either.
 OPEN_FILES = min(1048576, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 BOOT_ID_FILE = "boot_id"
 GUEST_START_SECONDS = 20.0
 DISK_WALK_SECONDS = 30.0
 
-# What sudo, apt, useradd and chown need as root of the container, and no more. ping works without NET_RAW
-# through the sysctl below.
-CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETUID", "SETGID", "KILL", "SETPCAP", "SETFCAP", "SYS_CHROOT", "NET_BIND_SERVICE", "AUDIT_WRITE"]
+# What sudo, apt, useradd and chown need as root of the container, and no more. ping works without
+# NET_RAW through the sysctl below.
+CAPABILITIES = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "SETUID",
+    "SETGID",
+    "KILL",
+    "SETPCAP",
+    "SETFCAP",
+    "SYS_CHROOT",
+    "NET_BIND_SERVICE",
+    "AUDIT_WRITE",
+]
 
 SYSCTLS = {
     "net.ipv4.ping_group_range": "0 2147483647",
@@ -66,7 +80,8 @@ SYSCTLS = {
 class DockerRuntime:
     """bundle_dir: the guest's interpreter and code, mounted read-only into every container.
 
-    Networks, containers and images of other nodes and of people on the same engine are never touched.
+    Networks, containers and images of other nodes and of people on the same engine are never
+    touched.
     """
 
     def __init__(
@@ -119,8 +134,7 @@ class DockerRuntime:
             handover = Handover(run_dir)
             created = True
             container_id = await self._call(self._create_and_start, spec, run_dir)
-            container = await self._settle_boot(container_id, spec.name, spec.image, handover)
-            return container
+            return await self._settle_boot(container_id, spec.name, spec.image, handover)
         except BaseException as error:
             if handover is not None:
                 handover.close()

@@ -1,4 +1,4 @@
-"""A runtime without an engine, for tests: containers are entries of a dict and guests always answer."""
+"""A runtime without an engine, for tests: containers are dict entries, guests always answer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FakeChannel(ProcessChannel):
 
 
 class FakeLink(GuestLink):
-    """Remembers what it was asked to start, in `started`; `exit_codes` answers them in turn, then 0."""
+    """Remembers what it should start, in `started`; `exit_codes` answers in turn, then 0."""
 
     def __init__(self) -> None:
         super().__init__(Path("/nonexistent"))
