@@ -271,6 +271,31 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": timedelta(hours=1),
         "options": {"expires": 3600},
     },
+    "sweep-spend-limits": {
+        "task": "billing.tasks.sweep_spend_limits",
+        "schedule": timedelta(seconds=15),
+        "options": {"expires": 15},
+    },
+    "roll-up-usage": {
+        "task": "billing.tasks.roll_up_usage",
+        "schedule": timedelta(minutes=5),
+        "options": {"expires": 300},
+    },
+    "close-billing-periods": {
+        "task": "billing.tasks.close_periods",
+        "schedule": timedelta(minutes=10),
+        "options": {"expires": 600},
+    },
+    "send-billing-notices": {
+        "task": "billing.tasks.send_notices",
+        "schedule": timedelta(seconds=30),
+        "options": {"expires": 30},
+    },
+    "check-the-books": {
+        "task": "billing.tasks.check_the_books",
+        "schedule": timedelta(days=1),
+        "options": {"expires": 3600},
+    },
 }
 
 # --- Accounts --------------------------------------------------------------------------------
@@ -322,10 +347,7 @@ DEFAULT_FROM_EMAIL = SERVER_EMAIL = env_str("SANDLOT_FROM_EMAIL", f"Sandlot <san
 NODE_LOST_AFTER_SECONDS = env_int("SANDLOT_NODE_LOST_AFTER_SECONDS", 60, minimum=5)
 NODE_STALE_AFTER_SECONDS = env_int("SANDLOT_NODE_STALE_AFTER_SECONDS", 20, minimum=3)
 DEFAULT_POOL_SIZE = env_int("SANDLOT_POOL_SIZE", 2, minimum=0)
-# Until a plan says otherwise.
-MAX_CONCURRENT_SANDBOXES = env_int("SANDLOT_MAX_CONCURRENT_SANDBOXES", 100, minimum=1)
-MAX_SANDBOX_HOURS = env_int("SANDLOT_MAX_SANDBOX_HOURS", 24, minimum=1)
-CREATES_PER_MINUTE = env_int("SANDLOT_CREATES_PER_MINUTE", 0, minimum=0)  # 0: no limit
+CREATE_RATE_LIMIT = env_bool("SANDLOT_CREATE_RATE_LIMIT")  # the plan's creates per second
 # vCPU and memory promised per machine beyond what it has: most sandboxes idle most of the time.
 CPU_OVERCOMMIT = env_int("SANDLOT_CPU_OVERCOMMIT", 16, minimum=1)
 MEMORY_OVERCOMMIT = env_int("SANDLOT_MEMORY_OVERCOMMIT", 4, minimum=1)
