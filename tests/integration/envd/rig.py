@@ -43,9 +43,7 @@ class RigNode:
     def all(self) -> list[LiveSandbox]:
         return list(self.sandboxes.values())
 
-    def log(
-        self, sandbox: LiveSandbox, level: str, message: str, fields: dict[str, Any]
-    ) -> None:
+    def log(self, sandbox: LiveSandbox, level: str, message: str, fields: dict[str, Any]) -> None:
         self.logged.append((sandbox.sandbox_id, level, message, fields))
 
     async def sample(self, sandbox: LiveSandbox) -> MetricSample:
