@@ -45,7 +45,8 @@ class EdgeError:
         return (
             f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:15vh auto;padding:0 1rem;"
+            "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:15vh auto;"
+            "padding:0 1rem;"
             "color-scheme:light dark}code{font-family:ui-monospace,monospace}</style></head>"
             f"<body><h1>{title}</h1><p>{detail}</p>{about}</body></html>"
         )

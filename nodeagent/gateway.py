@@ -1,4 +1,4 @@
-"""The public door of a node: finds the sandbox and the port of a request, then envd or the proxy serves it."""
+"""The public door of a node: which sandbox and port a request is for, and who answers it."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class Gateway:
         except routing.MissingHeader:
             raise
         except InvalidArgument:
-            # With a single URL for all sandboxes, a signed file link names none: its signature tells.
+            # With one URL for all sandboxes a signed file link names none: its signature tells.
             if request.path != "/files" or "signature" not in request.query:
                 raise
             return self._find_signed(request)

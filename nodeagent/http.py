@@ -60,7 +60,7 @@ class Request:
         return self._query
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, never empty pieces. Raises: ClientGone, also for a client that stalls."""
+        """The body as it arrives, never empty pieces. Raises: ClientGone, also when it stalls."""
         while True:
             try:
                 async with asyncio.timeout(IDLE_BODY_SECONDS):

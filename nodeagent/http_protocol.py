@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 protocol with what a sandbox gateway needs besides: resets, tunnels, prompt cancellation.
+"""uvicorn's HTTP/1.1 protocol with what a gateway needs besides: resets, tunnels, cancellation.
 
 An ASGI scope of this server carries `scope["extensions"]["sandlot"]`, an `Exchange`.
 """
@@ -37,11 +37,11 @@ class Exchange:
         return self._protocol.is_lost
 
     def reset(self) -> None:
-        """End the connection with a TCP reset: what was not sent yet is lost, and the client sees a failure."""
+        """End the connection with a TCP reset: unsent data is lost, the client sees a failure."""
         reset_transport(self._protocol.transport)
 
     def take_over(self, protocol: asyncio.Protocol) -> tuple[asyncio.Transport, bytes]:
-        """Hand the connection to `protocol` (a tunnel). Returns the transport and what the client already sent."""
+        """Hand the connection to `protocol`. Returns it and what the client already sent."""
         return self._protocol.hand_over(protocol)
 
 
@@ -54,7 +54,7 @@ def reset_transport(transport: asyncio.Transport) -> None:
         return
     handle = transport.get_extra_info("socket")
     if handle is not None:
-        # uvloop's socket object refuses some calls; a duplicate descriptor shares the socket's options.
+        # uvloop's socket object refuses some calls; a duplicate descriptor shares the options.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(handle.fileno())) as twin:
             twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
     transport.abort()
@@ -63,7 +63,8 @@ def reset_transport(transport: asyncio.Transport) -> None:
 class GatewayProtocol(HttpToolsProtocol):
     """Serves one client connection.
 
-    The task of a request is cancelled as soon as its client goes away, so handlers clean up in `finally`.
+    The task of a request is cancelled as soon as its client goes away: handlers clean up in
+    `finally`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -105,7 +106,7 @@ class GatewayProtocol(HttpToolsProtocol):
         except (httptools.HttpParserError, UnicodeDecodeError):
             self._disarm_head_timer()
             if self.cycle is not None and not self.cycle.response_complete:
-                # Garbage behind a request that is being answered: no answer can be told apart from it.
+                # Garbage behind a request that is being answered: a 400 would look like its answer.
                 reset_transport(self.transport)
                 return
             self.send_400_response("Invalid HTTP request received.")
@@ -138,7 +139,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _use_absolute_form(self) -> None:
-        """`GET http://host/path`: the target's host counts, not the Host header (RFC 9112, 3.2.2)."""
+        """`GET http://host/path`: the target's host counts, not the header (RFC 9112, 3.2.2)."""
         if self.url.startswith(b"/") or self.url == b"*":
             return
         target = httptools.parse_url(self.url)
@@ -158,7 +159,7 @@ class GatewayProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _is_sound(self) -> bool:
-        """Refuse what two parsers could read differently; llhttp itself refuses the rest (strict mode)."""
+        """Refuse what two parsers could read differently; llhttp itself refuses the rest."""
         hosts = lengths = 0
         for name, value in self.headers:
             if name == b"host":
@@ -204,7 +205,8 @@ class GatewayProtocol(HttpToolsProtocol):
     # Requests
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        exchange = cycle.scope["extensions"]["sandlot"]  # type: ignore[typeddict-item]
+        scope: dict[str, Any] = dict(cycle.scope)
+        exchange: Exchange = scope["extensions"]["sandlot"]
         self._current = exchange
         self._disarm_head_timer()
         task = self.loop.create_task(cycle.run_asgi(app))

@@ -1,4 +1,4 @@
-"""Any port of a sandbox but envd's: a streaming HTTP/1.1 reverse proxy, and a tunnel for WebSockets."""
+"""Any port of a sandbox but envd's: a streaming HTTP/1.1 proxy, and a tunnel for WebSockets."""
 
 from __future__ import annotations
 
@@ -337,8 +337,8 @@ class Proxy:
             await upstream.write(request_head(sandbox, port, request, upgrade=True))
             await upstream.wait_head()
             if not upstream.is_upgraded:
-                # Refused: an ordinary answer, and the end of this connection, as what the client sends next
-                # must not reach a service it was not meant for.
+                # Refused: an ordinary answer, and the end of this connection, as what the client
+                # sends next must not reach a service it was not meant for.
                 headers = response_headers(upstream.headers)
                 await request.start(upstream.status, [*headers, (b"connection", b"close")])
                 while (chunk := await upstream.next_chunk()) is not None:
@@ -351,7 +351,7 @@ class Proxy:
 
 
 async def _send_body(request: Request, upstream: Upstream) -> None:
-    """Raises nothing: a service that does not want the body says so in its answer, or by closing."""
+    """Raises nothing: a service that does not want the body says so in its answer or closes."""
     is_chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
     try:
         async for chunk in request.chunks():
@@ -367,7 +367,7 @@ async def _send_body(request: Request, upstream: Upstream) -> None:
 def request_head(
     sandbox: LiveSandbox, port: int, request: Request, *, upgrade: bool = False
 ) -> bytes:
-    """What the service sees. Hop-by-hop and X-Forwarded-* headers are dropped; framing is our own."""
+    """What the service sees. Hop-by-hop and X-Forwarded-* headers are dropped."""
     named = connection_options(request.headers)
     host = request.header(b"host") or ""
     lines = [b"%b %b HTTP/1.1\r\n" % (request.method.encode(), request.exchange.raw_target)]
@@ -406,7 +406,7 @@ def response_headers(headers: Headers) -> Headers:
 
 
 def connection_options(headers: Headers) -> set[bytes]:
-    """Headers that the sender calls hop-by-hop. `content-length` cannot be made one (request smuggling)."""
+    """Headers that the sender calls hop-by-hop; framing headers cannot be made so (smuggling)."""
     options = set()
     for name, value in headers:
         if name == b"connection":

@@ -1,9 +1,10 @@
-"""Taking over what already runs in a sandbox: after a restart of the agent, or from a warm container."""
+"""Taking over what already runs in a sandbox: after an agent restart, or from a warm container."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from nodeagent.envd.process import log_end
 from nodeagent.envd.processes import Process
@@ -17,9 +18,10 @@ ATTEMPTS = 3
 
 
 def adopt(node: Node, sandbox: LiveSandbox) -> None:
-    """Begin to attach to the processes of a sandbox; requests to it wait until that is done.
+    """Begin to attach to a sandbox's processes; requests to it wait until that is done.
 
-    Call it in the event loop, before the sandbox is routable, and again when its guest was started anew.
+    Call it in the event loop, before the sandbox is routable, and again when its guest was
+    started anew.
     """
     old: SandboxEnvd | None = sandbox.envd
     state = sandbox.envd = SandboxEnvd()
@@ -45,7 +47,9 @@ async def _adopt(node: Node, sandbox: LiveSandbox, state: SandboxEnvd) -> None:
             await asyncio.sleep(0.2 * attempt)
 
 
-async def _attach(node: Node, sandbox: LiveSandbox, state: SandboxEnvd, found: dict) -> None:
+async def _attach(
+    node: Node, sandbox: LiveSandbox, state: SandboxEnvd, found: dict[str, Any]
+) -> None:
     pid = int(found["pid"])
     if state.processes.find(pid=pid) is not None:
         return

@@ -1,7 +1,8 @@
 """The Connect protocol over HTTP/1.1, as E2B's clients use it: framing, codecs, codes, deadlines.
 
-Handlers take protobuf messages (which also check JSON input strictly) and give dictionaries in protobuf's JSON
-mapping; output events are built by hand, since they are the hot path. docs/decisions/0002-connect-framing.md says why.
+Handlers take protobuf messages (which also check JSON input strictly) and give dictionaries in
+protobuf's JSON mapping; output events are built by hand, since they are the hot path. Why:
+docs/decisions/0002-connect-framing.md.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from nodeagent.sandbox import LiveSandbox, Node
 
 logger = logging.getLogger(__name__)
 
+InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 HEADER_BYTES = 5
 COMPRESSED, END_STREAM = 0x01, 0x02
@@ -85,7 +87,8 @@ class Codec(Enum):
 
     def dump(self, kind: type[Message], value: dict[str, Any]) -> bytes:
         if self is Codec.PROTO:
-            return json_format.ParseDict(value, kind()).SerializeToString()
+            data: bytes = json_format.ParseDict(value, kind()).SerializeToString()
+            return data
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         return text.encode("utf-8", "replace")
 
@@ -174,7 +177,7 @@ def inflate(data: bytes) -> bytes:
     decoder = isal_zlib.decompressobj(31)
     try:
         plain = decoder.decompress(data, MAX_MESSAGE_BYTES + 1)
-    except isal_zlib.error as error:
+    except InflateError as error:
         raise InvalidArgument(f"decompress message: {error}") from error
     if len(plain) > MAX_MESSAGE_BYTES:
         raise QuotaExceeded(f"message is larger than {MAX_MESSAGE_BYTES} bytes")
@@ -184,7 +187,7 @@ def inflate(data: bytes) -> bytes:
 
 
 class EnvelopeReader:
-    """Cuts a request body into messages, wherever its chunks were cut. Memory: one message of bounded size."""
+    """Cuts a request body into messages, wherever its chunks were cut. Holds a bounded one."""
 
     def __init__(self, encoding: str | None) -> None:
         self._encoding = encoding
@@ -195,7 +198,7 @@ class EnvelopeReader:
     def feed(self, data: bytes) -> list[bytes]:
         """Payloads completed by `data`. Raises: InvalidArgument, QuotaExceeded, Unimplemented."""
         self._buffer += data
-        complete = []
+        complete: list[bytes] = []
         while True:
             if self._size is None:
                 if len(self._buffer) < HEADER_BYTES:

@@ -112,7 +112,7 @@ class Download:
         await self.request.finish()
 
     async def _send_exactly(self, first: bytes, chunks: AsyncIterator[bytes], size: int) -> None:
-        """Send `size` bytes; a file cut short meanwhile ends the connection, as its length was promised."""
+        """Send `size` bytes; a file cut short ends the connection: its length was promised."""
         left, chunk = size, first
         while left > 0:
             if not chunk:

@@ -101,7 +101,10 @@ def _unknown_user(user: str) -> Unauthenticated:
 
 
 def status_of(error: AgentError) -> int:
-    """The HTTP status of plain file calls. What is not the caller's doing is 500: clients read 502 as a dead sandbox."""
+    """The HTTP status of plain file calls.
+
+    What is not the caller's doing is 500: clients read 502 as a dead sandbox.
+    """
     if isinstance(error, InvalidArgument):
         return 400
     if isinstance(error, NotFound | NoSpace | Unauthenticated):

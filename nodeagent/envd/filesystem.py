@@ -1,4 +1,7 @@
-"""E2B's filesystem.Filesystem service. The guest does the work and gives entries in protobuf's JSON mapping."""
+"""E2B's filesystem.Filesystem service.
+
+The guest does the work and gives entries in protobuf's JSON mapping.
+"""
 
 from __future__ import annotations
 

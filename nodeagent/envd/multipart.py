@@ -1,4 +1,7 @@
-"""A multipart/form-data body as a stream of parts, over python-multipart's parser; memory does not grow with the body."""
+"""A multipart/form-data body as a stream of parts, over python-multipart's parser.
+
+Memory does not grow with the body.
+"""
 
 from __future__ import annotations
 

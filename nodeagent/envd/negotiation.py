@@ -1,4 +1,4 @@
-"""What a download looks like on the wire: encoding, type, name, ranges, conditions. Pure functions."""
+"""What a download looks like on the wire: encoding, type, name, ranges, conditions. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""E2B's process.Process service. Source: E2B spec, packages/envd process.proto and its 0.6.13 behaviour."""
+"""E2B's process.Process service, as of envd 0.6.13."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from nodeagent.sandbox import LiveSandbox, Node
 MAX_EVENT_BYTES = {"stdout": 32 * 1024, "stderr": 32 * 1024, "pty": 16 * 1024}
 BATCH_BYTES = 256 * 1024  # queued events sent in one go; each stays an envelope of its own
 DEFAULT_PTY_SIZE = (80, 24)
-_KEEPALIVE = {"event": {"keepalive": {}}}
+_KEEPALIVE: dict[str, Any] = {"event": {"keepalive": {}}}
 _SIGNALS = {pb.SIGNAL_SIGTERM: signal.SIGTERM, pb.SIGNAL_SIGKILL: signal.SIGKILL}
 
 
@@ -170,7 +170,8 @@ async def _stream(call: Call, process: Process, subscriber: Subscriber, stream: 
             if event is None:
                 await stream.send(_KEEPALIVE)
                 continue
-            batch, size = [], 0
+            batch: list[bytes] = []
+            size = 0
             while event is not None:
                 if isinstance(event, AgentError):
                     await stream.send_raw(b"".join(batch))
@@ -259,11 +260,13 @@ async def _write_input(process: Process, given: pb.ProcessInput) -> None:
         raise Unimplemented("invalid input type <nil>")
     if kind == "stdin" and process.has_pty:
         raise AgentError(
-            "error writing to stdin: tty assigned to process — input should be written to the pty, not the stdin"
+            "error writing to stdin: tty assigned to process — "
+            "input should be written to the pty, not the stdin"
         )
     if kind == "pty" and not process.has_pty:
         raise AgentError(
-            "error writing to tty: tty not assigned to process — input should be written to the stdin, not the tty"
+            "error writing to tty: tty not assigned to process — "
+            "input should be written to the stdin, not the tty"
         )
     data = given.stdin if kind == "stdin" else given.pty
     if data:

@@ -1,4 +1,7 @@
-"""The processes of one sandbox as their clients see them: one channel to the guest, any number of subscribers."""
+"""The processes of one sandbox as their clients see them.
+
+One channel to the guest, any number of subscribers.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,14 @@ logger = logging.getLogger(__name__)
 RETAIN_SECONDS = 30.0
 RETAIN_COUNT = 1024
 
-# What a subscriber gets: ("stdout" | "stderr" | "pty", bytes), or the exit, or the failure that ended the channel.
+# What a subscriber gets: ("stdout" | "stderr" | "pty", bytes), or the exit, or the failure that
+# ended the channel.
 Event = tuple[str, bytes] | ProcessExit | AgentError
 Subscriber = EventQueue[Event]
 
 
 class Process:
-    """A process started through envd. `config`: as its client sent it, in protobuf's JSON mapping."""
+    """A process started through envd. `config`: as its client sent it, in the JSON mapping."""
 
     def __init__(
         self, channel: ProcessChannel, config: dict[str, Any], tag: str | None, has_pty: bool

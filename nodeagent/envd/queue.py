@@ -12,9 +12,9 @@ SUBSCRIBER_EVENTS = 64
 
 
 class EventQueue(Generic[T]):
-    """A full queue holds its producer back; a closed one lets it go on and drops what it gives.
+    """A full queue holds its producer back; a closed one lets it go on and drops all it gives.
 
-    `get` returns None when nothing came for `idle_seconds`, so that the reader can send a keepalive.
+    `get` returns None when nothing came for `idle_seconds`: time for a keepalive.
     """
 
     def __init__(self, limit: int = SUBSCRIBER_EVENTS) -> None:

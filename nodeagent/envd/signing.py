@@ -41,7 +41,7 @@ def check_access(
 ) -> None:
     """May this request read or write files? token None: the sandbox is open to all.
 
-    Raises: Unauthenticated with the exact words clients compare, InvalidArgument for a bad expiration.
+    Raises: Unauthenticated with the exact words clients compare; InvalidArgument.
     """
     if token is None:
         return

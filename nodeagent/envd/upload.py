@@ -1,4 +1,7 @@
-"""POST /files: files into a sandbox, streamed to its disk. Not atomic: a failed upload leaves what was written."""
+"""POST /files: files into a sandbox, streamed to its disk.
+
+Not atomic: a failed upload leaves what was written.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 from isal import isal_zlib
 
+from nodeagent.envd.connect import InflateError
 from nodeagent.envd.multipart import Part, read_multipart
 from nodeagent.errors import InvalidArgument, NoSpace
 from nodeagent.guest.link import FileWriter
@@ -117,8 +121,8 @@ class Upload:
         resolved = posixpath.normpath(resolved)
         if any(posixpath.normpath(entry["path"]) == resolved for entry in self.stored):
             raise InvalidArgument(
-                f"you cannot upload multiple files to the same path '{resolved}' in one upload request,"
-                " only the first specified file was uploaded"
+                f"you cannot upload multiple files to the same path '{resolved}' in one"
+                " upload request, only the first specified file was uploaded"
             )
 
     async def _open(self, path: str, metadata: dict[str, str]) -> FileWriter:
@@ -178,7 +182,7 @@ async def inflate_stream(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 chunk = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
             while not decoder.eof and (plain := decoder.decompress(b"", INFLATE_BYTES)):
                 yield plain
-    except isal_zlib.error as error:
+    except InflateError as error:
         raise InvalidArgument(f"error decompressing request body: {error}") from error
     if started and not decoder.eof:
         raise InvalidArgument("error decompressing request body: unexpected EOF")
