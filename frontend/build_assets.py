@@ -81,7 +81,9 @@ def copy_all() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="only say whether the copies are fresh")
+    parser.add_argument(
+        "--check", action="store_true", help="only say whether the copies are fresh"
+    )
     arguments = parser.parse_args()
     if is_fresh():
         return 0

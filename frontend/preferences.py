@@ -1,4 +1,4 @@
-"""What a browser remembers for a person: the theme. A cookie, so that signed-out pages have it too."""
+"""What a browser remembers for a person: the theme. A cookie: signed-out pages have it too."""
 
 from __future__ import annotations
 

@@ -29,19 +29,15 @@ STATES: dict[str, tuple[str, str, str]] = {
     "resuming": ("loader", "Resuming", "blue"),
     "snapshotting": ("camera", "Saving", "violet"),
     "killing": ("loader", "Stopping", "grey"),
-    "stopping": ("loader", "Stopping", "grey"),
     "ended": ("circle-stop", "Ended", "grey"),
-    "killed": ("circle-stop", "Ended", "grey"),
-    "failed": ("circle-x", "Failed", "red"),
     "error": ("circle-x", "Failed", "red"),
     "waiting": ("clock", "Waiting", "grey"),
     "building": ("hammer", "Building", "blue"),
     "ready": ("circle-check", "Ready", "green"),
-    "uploaded": ("circle-check", "Ready", "green"),
-    "healthy": ("circle-check", "Healthy", "green"),
-    "ok": ("circle-check", "Healthy", "green"),
+    "connecting": ("loader", "Connecting", "blue"),
+    "unhealthy": ("circle-x", "Not answering", "red"),
+    "standby": ("circle-dashed", "Standby", "grey"),
     "draining": ("log-out", "Draining", "amber"),
-    "lost": ("circle-x", "Not answering", "red"),
 }
 
 END_REASONS = {
@@ -85,20 +81,20 @@ def end_reason(value: object) -> str:
 
 
 @register.filter
-def span(seconds: float | int | None) -> str:
+def span(seconds: float | int | None, units_shown: int = 2) -> str:
     """A length of time in at most two units: `45 s`, `12 min 5 s`, `3 h 20 min`, `2 d 4 h`."""
     if seconds is None:
         return "—"
     whole = max(0, int(seconds))
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    parts = []
+    parts: list[str] = []
     for unit, size in units:
         amount, whole = divmod(whole, size)
         if amount or (unit == "s" and not parts):
             parts.append(f"{amount} {unit}")
         elif parts:
             break
-    return " ".join(parts[:2])
+    return " ".join(parts[:units_shown])
 
 
 @register.simple_tag
@@ -124,7 +120,7 @@ def ago(at: datetime | None, never: str = "never") -> SafeString:
 def _clock(at: datetime | None, kind: str, seconds: float | None) -> SafeString:
     if at is None or seconds is None:
         return format_html('<span class="faint">{}</span>', "—")
-    words = span(seconds)
+    words = span(seconds, 1 if kind == "ago" else 2)
     if kind == "ago":
         words = "just now" if seconds < 5 else f"{words} ago"
     return format_html(
@@ -172,10 +168,8 @@ def control(field: BoundField, **attributes: Any) -> SafeString:
         described.append(f"{field.auto_id}_errors")
     if described:
         attrs["aria-describedby"] = " ".join(described)
-    # Our labels are visible; a placeholder that repeats the label only adds noise.
-    widget_attrs = field.field.widget.attrs
-    if widget_attrs.get("placeholder") == field.label:
-        widget_attrs.pop("placeholder")
+    # Our labels are visible; allauth's placeholders only repeat them.
+    attrs.setdefault("placeholder", field.field.widget.attrs.get("data-placeholder", ""))
     return field.as_widget(attrs=attrs)
 
 

@@ -69,7 +69,7 @@ export function announce(text) {
 
 /* Clocks ---------------------------------------------------------------- */
 
-export function span(seconds) {
+export function span(seconds, shown = 2) {
   let rest = Math.max(0, Math.floor(seconds));
   const parts = [];
   for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]]) {
@@ -78,7 +78,7 @@ export function span(seconds) {
     if (amount || (unit === "s" && !parts.length)) parts.push(`${amount} ${unit}`);
     else if (parts.length) break;
   }
-  return parts.slice(0, 2).join(" ");
+  return parts.slice(0, shown).join(" ");
 }
 
 function tick() {
@@ -86,7 +86,7 @@ function tick() {
   for (const node of document.querySelectorAll("time[data-clock]")) {
     const at = Date.parse(node.dateTime);
     const seconds = (node.dataset.clock === "until" ? at - now : now - at) / 1000;
-    let words = span(seconds);
+    let words = span(seconds, node.dataset.clock === "ago" ? 1 : 2);
     if (node.dataset.clock === "ago") words = seconds < 5 ? "just now" : `${words} ago`;
     if (node.textContent !== words) node.textContent = words;
   }
@@ -115,7 +115,8 @@ export function ask({ title, text, action = "Confirm" }) {
 }
 
 document.addEventListener("htmx:confirm", async (event) => {
-  const holder = event.detail.elt;
+  const submitter = event.detail.triggeringEvent?.submitter;
+  const holder = submitter?.dataset.confirmTitle ? submitter : event.detail.elt;
   if (!holder.dataset?.confirmTitle) return;
   event.preventDefault();
   const sure = await ask({
@@ -124,6 +125,26 @@ document.addEventListener("htmx:confirm", async (event) => {
     action: holder.dataset.confirmAction,
   });
   if (sure) event.detail.issueRequest(true);
+});
+
+// The same for forms that htmx does not send.
+document.addEventListener("submit", async (event) => {
+  const holder = event.submitter;
+  if (!holder?.matches("[data-confirm-submit]") || holder.dataset.sure) return;
+  event.preventDefault();
+  const { confirmTitle: title, confirmText: text, confirmAction: action } = holder.dataset;
+  if (!(await ask({ title, text, action }))) return;
+  holder.dataset.sure = "yes";
+  holder.form.requestSubmit(holder);
+});
+
+// A dialog whose form was accepted has done its work.
+document.addEventListener("htmx:afterRequest", (event) => {
+  const dialog = event.detail.elt.closest?.("dialog");
+  if (dialog && event.detail.xhr?.status === 204) {
+    dialog.close();
+    event.detail.elt.reset?.();
+  }
 });
 
 /* Copy, dismiss, dialogs -------------------------------------------------- */

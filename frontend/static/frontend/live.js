@@ -84,7 +84,7 @@ class Live {
       this.lastAsked = Date.now();
       const topics = this.wanted;
       this.wanted = new Set();
-      for (const node of document.querySelectorAll("[data-live]")) {
+      for (const node of document.querySelectorAll("[data-live]:not([data-live-paused])")) {
         if (!topics.has("*") && !topicsOf(node).some((topic) => topics.has(topic))) continue;
         if (this.busy.has(node.id)) {
           for (const topic of topicsOf(node)) this.wanted.add(topic); // asked again when done
