@@ -26,6 +26,7 @@ from django.urls import set_script_prefix  # noqa: E402
 
 from config.paths import keep_encoded_slashes  # noqa: E402
 from config.websockets import websocket_urlpatterns  # noqa: E402
+from sandboxes import live  # noqa: E402
 
 
 class BodyTooLarge(Exception):
@@ -44,8 +45,12 @@ class ThreadedASGIHandler(ASGIHandler):
         super(ASGIHandler, self).__init__()
         self.load_middleware(is_async=False)
         self.threads = ThreadPoolExecutor(settings.WEB_THREADS, thread_name_prefix="web")
+        self.has_started = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not self.has_started:
+            self.has_started = True
+            live.serve_on(asyncio.get_running_loop())
         await self.handle(scope, receive, send)
 
     async def handle(self, scope: Any, receive: Any, send: Any) -> None:

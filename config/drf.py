@@ -174,3 +174,20 @@ def decode_cursor(token: str, *, ascending: bool = False) -> tuple[datetime, str
         return from_wire_time(parts[0]), parts[1]
     except (ValueError, binascii.Error, UnicodeError, OverflowError) as error:
         raise InvalidArgument("Invalid next token") from error
+
+
+# --- Answers ---------------------------------------------------------------------------------
+
+
+def answer(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> HttpResponse:
+    """`body` as compact JSON."""
+    return HttpResponse(
+        json.dumps(body, separators=(",", ":"), ensure_ascii=False),
+        status=status,
+        headers=headers,
+        content_type="application/json",
+    )
+
+
+def no_content() -> HttpResponse:
+    return HttpResponse(status=204)

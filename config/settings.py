@@ -146,7 +146,6 @@ TEMPLATES = [
                 "django.contrib.messages.context_processors.messages",
                 "csp.context_processors.nonce",
                 "frontend.pages.shell",
-                "frontend.pages.shell",
             ],
         },
     }
@@ -174,7 +173,7 @@ USE_I18N = False
 
 STATIC_URL = "/static/"
 STATIC_ROOT = Path(env_str("SANDLOT_STATIC_ROOT") or BASE_DIR / "staticfiles")
-WHITENOISE_USE_FINDERS = not STATIC_ROOT.is_dir() or DEBUG
+WHITENOISE_USE_FINDERS = not STATIC_ROOT.is_dir() or DEBUG or IS_TESTING
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
@@ -285,6 +284,16 @@ CELERY_BEAT_SCHEDULE = {
         "task": "billing.tasks.close_periods",
         "schedule": timedelta(minutes=10),
         "options": {"expires": 600},
+    },
+    "talk-to-stripe": {
+        "task": "billing.tasks.talk_to_stripe",
+        "schedule": timedelta(seconds=10),
+        "options": {"expires": 10},
+    },
+    "reconcile-with-stripe": {
+        "task": "billing.tasks.reconcile_with_stripe",
+        "schedule": timedelta(hours=1),
+        "options": {"expires": 3600},
     },
     "send-billing-notices": {
         "task": "billing.tasks.send_notices",

@@ -1,0 +1,36 @@
+"""Periodic work of the worker: each task finds what is due by itself and is safe to run twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import shared_task
+from celery.signals import worker_process_init, worker_ready
+from django.utils import timezone
+
+from sandboxes import live, reconcile
+
+
+@worker_ready.connect
+@worker_process_init.connect
+def pass_hints_through_web(**_: Any) -> None:
+    live.relay_through_web()
+
+
+@shared_task
+def settle_sandboxes(**_: Any) -> None:
+    now = timezone.now()
+    reconcile.end_overdue(now=now)
+    reconcile.settle_stuck(now=now)
+
+
+@shared_task
+def find_lost_nodes(**_: Any) -> None:
+    reconcile.find_lost_nodes(now=timezone.now())
+
+
+@shared_task
+def forget_old_records(**_: Any) -> None:
+    now = timezone.now()
+    reconcile.forget_old_records(now=now)
+    reconcile.remove_unused_images(now=now)
