@@ -1,60 +1,8 @@
 // Every page: toasts, copy buttons, confirmations, clocks, theme, menus, shortcuts.
 import { startLive } from "./live.js";
-
-const icons = document.body.dataset.icons;
-
-export function icon(name, css = "") {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("class", `icon ${css}`);
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `${icons}#${name}`);
-  svg.append(use);
-  return svg;
-}
-
-export function element(name, attributes = {}, ...children) {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (value === true) node.setAttribute(key, "");
-    else if (value !== false && value != null) node.setAttribute(key, value);
-  }
-  node.append(...children);
-  return node;
-}
+import { announce, expire, icon, showToasts, toast, toasts } from "./ui.js";
 
 /* Toasts ---------------------------------------------------------------- */
-
-const toasts = document.getElementById("toasts");
-
-function showToasts() {
-  // In the top layer, so that they stand above an open dialog.
-  if (toasts.matches(":popover-open")) toasts.hidePopover();
-  toasts.showPopover();
-}
-
-function expire(item) {
-  if (item.classList.contains("toast-error")) return; // an error stays until read
-  setTimeout(() => item.remove(), 6000);
-}
-
-export function toast(text, level = "info") {
-  const name = { error: "circle-alert", success: "circle-check", info: "info" }[level] ?? "info";
-  const close = element("button", {
-    class: "btn btn-ghost btn-icon btn-s",
-    type: "button",
-    "data-dismiss": true,
-    "aria-label": "Dismiss",
-  }, icon("x"));
-  const item = element("div", {
-    class: `toast toast-${level}`,
-    role: level === "error" ? "alert" : "status",
-  }, icon(name), element("p", {}, text), close);
-  toasts.append(item);
-  while (toasts.children.length > 4) toasts.firstElementChild.remove();
-  showToasts();
-  expire(item);
-}
 
 if (toasts.children.length) {
   showToasts();
@@ -63,13 +11,9 @@ if (toasts.children.length) {
 
 document.addEventListener("toast", (event) => toast(event.detail.message, event.detail.level));
 
-export function announce(text) {
-  document.getElementById("announce").textContent = text;
-}
-
 /* Clocks ---------------------------------------------------------------- */
 
-export function span(seconds, shown = 2) {
+function span(seconds, shown = 2) {
   let rest = Math.max(0, Math.floor(seconds));
   const parts = [];
   for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]]) {
@@ -99,7 +43,7 @@ document.addEventListener("htmx:afterSwap", tick);
 
 const confirmDialog = document.getElementById("confirm");
 
-export function ask({ title, text, action = "Confirm" }) {
+function ask({ title, text, action = "Confirm" }) {
   document.getElementById("confirm-title").textContent = title;
   document.getElementById("confirm-text").textContent = text;
   document.getElementById("confirm-ok").textContent = action;

@@ -1,5 +1,5 @@
 // Charts of a sandbox's samples, and the same samples as a table.
-import { element } from "./app.js";
+import { element } from "./ui.js";
 import uPlot from "./vendor/uplot.js";
 
 const holder = document.querySelector("[data-charts]");

@@ -1,5 +1,5 @@
 // Go to anything: the pages of the sidebar at once, objects of the team from the server.
-import { element, icon } from "./app.js";
+import { element, icon } from "./ui.js";
 
 let input;
 let list;

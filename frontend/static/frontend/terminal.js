@@ -3,7 +3,7 @@ import { FitAddon } from "./vendor/xterm-fit.js";
 import { SearchAddon } from "./vendor/xterm-search.js";
 import { WebLinksAddon } from "./vendor/xterm-web-links.js";
 import { Terminal } from "./vendor/xterm.js";
-import { toast } from "./app.js";
+import { toast } from "./ui.js";
 
 const card = document.querySelector("[data-terminal]");
 const screen = document.getElementById("terminal");
