@@ -12,7 +12,7 @@ import errno
 import os
 import select
 import stat
-from collections import deque
+from _collections import deque
 
 from nodeagent.guest import frames, tinyjson
 from nodeagent.guest.channel import Channel, pack_failure, receive_with_fds, send_with_fds

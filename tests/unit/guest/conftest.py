@@ -75,7 +75,7 @@ def home(running_guest):
 
 
 @pytest.fixture
-def start(guest):
+async def start(guest):
     """Start a process with defaults for what a test does not care about."""
     channels = []
 
@@ -98,6 +98,7 @@ def start(guest):
     yield start
     for channel in channels:
         channel.close()
+    await asyncio.sleep(0)  # transports close in the loop's next turn
 
 
 @pytest.fixture

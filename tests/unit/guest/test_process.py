@@ -174,7 +174,7 @@ async def test_a_script_without_interpreter_line_runs_in_the_shell(run, home, pt
 
 
 async def test_stdin_flows_until_it_is_closed(start, collect):
-    channel = await start("/bin/cat", stdin=True)
+    channel = await start("/bin/sh", "-c", "cat; sleep 0.2", stdin=True)
     data = os.urandom(1_000_000)
 
     reading = asyncio.ensure_future(collect(channel))
