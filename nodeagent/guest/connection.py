@@ -91,7 +91,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self.limit = QUEUE_BYTES
+        self._limit = QUEUE_BYTES
+        self._urgent = 0  # requests whose answers stand behind unread output
         self.fault: GuestFault | None = None
         self.is_closed = False
         self.has_exit = False  # the process has ended, even if its output is not read yet
@@ -126,8 +127,8 @@ class Connection(asyncio.Protocol):
                 if kind == frames.EXIT:
                     self.has_exit = True
                     self._drop_answers(errors.NotFound("the process has ended"))
-        if self._size > self.limit:
-            if self.limit > QUEUE_BYTES:
+        if self._size > self._limit:
+            if self._urgent:
                 self._break(GuestFault("the guest sent too much"))
             else:
                 self._pause()
@@ -273,7 +274,8 @@ class Connection(asyncio.Protocol):
         self.send(frames.pack_numbered(kind, number, data))
         self._answers[number] = waiting
         if read_past:
-            self.limit = self._size + read_past
+            self._urgent += 1
+            self._limit = max(self._limit, self._size + read_past)
             self._resume()
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -283,9 +285,11 @@ class Connection(asyncio.Protocol):
         finally:
             self._answers.pop(number, None)
             if read_past:
-                self.limit = QUEUE_BYTES
-                if self._size > QUEUE_BYTES:
-                    self._pause()
+                self._urgent -= 1
+                if not self._urgent:
+                    self._limit = QUEUE_BYTES
+                    if self._size > QUEUE_BYTES:
+                        self._pause()
         if payload:
             raise decode_error(payload)
 

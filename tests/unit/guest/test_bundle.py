@@ -26,7 +26,8 @@ def test_it_is_made_once(state_dir, bundle):
 def test_its_interpreter_runs_every_module_of_the_guest_from_the_bundle_alone(bundle):
     words = [word.replace(MOUNT, str(bundle)) for word in command()][:-1]
     imports = ", ".join(f"nodeagent.guest.{name}" for name in GUEST_MODULES)
-    script = f"import {imports}, sys; print(*(m.__file__ for m in sys.modules.values() if hasattr(m, '__file__')))"
+    files = "(m.__file__ for m in sys.modules.values() if hasattr(m, '__file__'))"
+    script = f"import {imports}, sys; print(*{files})"
 
     done = subprocess.run(
         [*words, "-c", script], capture_output=True, text=True, env={}, check=True

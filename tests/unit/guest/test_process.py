@@ -70,7 +70,8 @@ async def test_the_command_runs_as_the_user_with_every_group(run):
 
 
 async def test_no_power_descriptor_or_signal_setting_of_the_guest_is_inherited(run):
-    script = "grep -E 'Uid|Gid|Cap(Inh|Prm|Eff|Amb)|SigIgn|SigBlk' /proc/self/status; ls /proc/self/fd; umask"
+    shown = "Uid|Gid|Cap(Inh|Prm|Eff|Amb)|SigIgn|SigBlk"
+    script = f"grep -E '{shown}' /proc/self/status; ls /proc/self/fd; umask"
     streams, _ = await run("/bin/sh", "-c", script, user="user")
 
     text = streams["stdout"].decode()
@@ -352,6 +353,14 @@ async def test_an_unread_process_is_held_back_and_loses_nothing(start):
 
     received = [data async for _, data in channel]
     assert b"".join(received) == b"".join(b"%d\n" % n for n in range(1, 2_000_001))
+
+
+async def test_many_requests_get_their_answers_past_unread_output(start):
+    channel = await start("/bin/sh", "-c", "stty raw; exec yes", pty=(80, 24))
+    await anext(channel)
+
+    await asyncio.gather(*(channel.resize(n, n) for n in range(1, 50)))
+    await channel.signal(signal.SIGKILL)
 
 
 async def test_a_terminal_has_size_echo_and_job_control(start, collect):
