@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ops import check, doctor, engine, packages, processes, stack, testing
 from ops.deployment import Deployment
-from ops.shell import OpsError, ask, paint, say, step
+from ops.shell import OpsError, paint, say, step
 
 
 def up(deployment: Deployment, _: list[str]) -> int:
@@ -80,10 +80,7 @@ def reset(deployment: Deployment, _: list[str]) -> int:
             say("Nothing was changed. (YES=1 skips the question.)")
             return 1
     stack.take_down(deployment)
-    ours = f"label={stack.NODE_LABEL}={deployment.node_id}"
-    networks = ask(["docker", "network", "ls", "--quiet", "--filter", ours])
-    for network in (networks or "").split():
-        ask(["docker", "network", "rm", network])
+    stack.remove_networks(deployment)
     engine.stop_engine_we_started(deployment)
     shutil.rmtree(deployment.state_dir, ignore_errors=True)
     say(f"Forgot {deployment.state_dir}.")

@@ -35,12 +35,21 @@ def prepare(deployment: Deployment) -> None:
     with step("Preparing the database"):
         manage(deployment, "migrate", "--noinput", "--verbosity", "0")
         collect_static(deployment)
-        manage(deployment, "ensure_template", "base", "--image", images.BASE_IMAGE)
+        manage(
+            deployment,
+            "ensure_template",
+            "--name",
+            "base",
+            "--image",
+            images.BASE_IMAGE,
+            "--public",
+        )
 
 
 def collect_static(deployment: Deployment) -> None:
     """Copy the dashboard's files to where web serves them; they belong to the clone."""
-    manage(deployment, "collectstatic", "--noinput", "--verbosity", "0")
+    # django_htmx brings htmx too; we serve our own copy, and its modules do not resolve once hashed.
+    manage(deployment, "collectstatic", "--noinput", "--verbosity", "0", "--ignore", "django_htmx")
 
 
 def manage(deployment: Deployment, *words: str) -> str:
@@ -153,6 +162,14 @@ def remove_containers(deployment: Deployment) -> bool:
     if found:
         run(["docker", "rm", "--force", "--volumes", *found])
     return bool(found)
+
+
+def remove_networks(deployment: Deployment) -> None:
+    """Remove the bridge that this deployment's node made."""
+    ours = f"label={NODE_LABEL}={deployment.node_id}"
+    networks = ask(["docker", "network", "ls", "--quiet", "--filter", ours]) or ""
+    for network in networks.split():
+        ask(["docker", "network", "rm", network])
 
 
 def containers(deployment: Deployment) -> list[str]:

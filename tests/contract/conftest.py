@@ -1,0 +1,3 @@
+"""Contract tests run the official SDKs in environments of their own, against the whole stack."""
+
+collect_ignore = ["e2b_python"]
