@@ -30,7 +30,9 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Who asks. `role` is set when a user acts in the team; keys and operators may do what a key may."""
+    """Who asks. `role` is set when a user acts in the team; keys and operators may do what a key
+    may.
+    """
 
     team: Team | None = None
     key: APIKey | None = None
@@ -122,7 +124,8 @@ ADMIN: tuple[Scheme, ...] = (by_admin,)
 
 
 def authenticate(request: HttpRequest, schemes: tuple[Scheme, ...]) -> Caller:
-    """The caller by the first scheme that succeeds; else the first scheme's error whose header is there.
+    """The caller by the first scheme that succeeds; else the first scheme's error whose header is
+    there.
 
     Raises: Unauthenticated.
     """

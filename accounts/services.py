@@ -151,8 +151,7 @@ def create_personal_team(*, user: User) -> Team:
     if existing is not None:
         return existing.team
     name = user.get_short_name()
-    team = create_team(name=f"{name}'s team"[:100], owner=user, slug_hint=name, is_personal=True)
-    return team
+    return create_team(name=f"{name}'s team"[:100], owner=user, slug_hint=name, is_personal=True)
 
 
 def create_team(*, name: str, owner: User, slug_hint: str = "", is_personal: bool = False) -> Team:

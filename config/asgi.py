@@ -36,9 +36,10 @@ class BodyTooLarge(Exception):
 class ThreadedASGIHandler(ASGIHandler):
     """Django's handler with one thread hop a request, onto threads that stay.
 
-    Django's own gives every request a new thread, so a new database connection, and hops between loop
-    and thread at each change from sync to async middleware. Measured on 2 cores, the same create: see
-    bench/. A kept thread keeps its connection, and the whole synchronous chain runs in one go.
+    Django's own gives every request a new thread, so a new database connection, and hops between
+    loop and thread at each change from sync to async middleware. Measured on 2 cores, the same
+    create: see bench/. A kept thread keeps its connection, and the whole synchronous chain runs in
+    one go.
     """
 
     def __init__(self) -> None:
@@ -65,7 +66,8 @@ class ThreadedASGIHandler(ASGIHandler):
             await self.send_response(refusal, send)
             return
         loop = asyncio.get_running_loop()
-        # A caller that hangs up does not stop the work: a create half done must be finished or undone.
+        # A caller that hangs up does not stop the work: a create half done must be finished or
+        # undone.
         try:
             response = await loop.run_in_executor(self.threads, self._respond, scope, body)
             try:

@@ -1,4 +1,6 @@
-"""Readers of the environment. Each setting is read once, in `config.settings`, through one of these."""
+"""Readers of the environment. Each setting is read once, in `config.settings`, through one of
+these.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def env_list(name: str, default: list[str] | None = None) -> list[str]:
 
 
 def env_secret(name: str, default: str = "") -> str:
-    """A secret from `NAME`, or from the file that `NAME_FILE` names (Docker and Kubernetes secrets)."""
+    """A secret from `NAME`, or from the file that `NAME_FILE` names (Docker and Kubernetes
+    secrets).
+    """
     value = os.environ.get(name)
     if value:
         return value

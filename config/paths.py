@@ -36,7 +36,8 @@ def is_api_path(path: str) -> bool:
 def keep_encoded_slashes(raw_path: bytes, decoded: str) -> str:
     """`decoded`, but with each encoded slash left as `%2F`, so that it does not split segments.
 
-    Clients send a reference such as `team/name:tag` as one segment; `ReferenceConverter` undoes this.
+    Clients send a reference such as `team/name:tag` as one segment; `ReferenceConverter` undoes
+    this.
     """
     if b"%2f" not in raw_path.lower():
         return decoded

@@ -356,7 +356,7 @@ DEFAULT_FROM_EMAIL = SERVER_EMAIL = env_str("SANDLOT_FROM_EMAIL", f"Sandlot <san
 NODE_LOST_AFTER_SECONDS = env_int("SANDLOT_NODE_LOST_AFTER_SECONDS", 60, minimum=5)
 NODE_STALE_AFTER_SECONDS = env_int("SANDLOT_NODE_STALE_AFTER_SECONDS", 20, minimum=3)
 DEFAULT_POOL_SIZE = env_int("SANDLOT_POOL_SIZE", 2, minimum=0)
-CREATE_RATE_LIMIT = env_bool("SANDLOT_CREATE_RATE_LIMIT")  # the plan's creates per second
+CREATE_RATE_LIMIT = env_bool("SANDLOT_CREATE_RATE_LIMIT", True)  # the plan's creates per second
 # vCPU and memory promised per machine beyond what it has: most sandboxes idle most of the time.
 CPU_OVERCOMMIT = env_int("SANDLOT_CPU_OVERCOMMIT", 16, minimum=1)
 MEMORY_OVERCOMMIT = env_int("SANDLOT_MEMORY_OVERCOMMIT", 4, minimum=1)

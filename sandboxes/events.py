@@ -18,8 +18,8 @@ from sandboxes.settle import became_ended, became_paused, became_running, instan
 
 logger = logging.getLogger(__name__)
 
-# A list is made before it arrives, and a request may change a row meanwhile: only rows that have been
-# still for so long are judged by their absence from it.
+# A list is made before it arrives, and a request may change a row meanwhile: only rows that have
+# been still for so long are judged by their absence from it.
 LIST_GRACE = timedelta(seconds=15)
 # A create that the node finished so long ago and nobody settled: its request died with its process.
 ORPHANED_START = timedelta(seconds=10)
@@ -209,10 +209,12 @@ def _without_nulls(data: Any) -> dict[str, str]:
 def reconcile_list(
     node: Node, states: list[wire.SandboxState], sandboxes: dict[str, Sandbox], *, now: datetime
 ) -> tuple[list[str], dict[str, float]]:
-    """Bring our rows to what the node says it runs. Returns what it must kill, and deadlines to correct.
+    """Bring our rows to what the node says it runs. Returns what it must kill, and deadlines to
+    correct.
 
-    A list says what was so when it was made. Instants decide, so that an old list cannot undo what a
-    request did meanwhile: a pause counts when it is later than the start we know, and the other way round.
+    A list says what was so when it was made. Instants decide, so that an old list cannot undo what
+    a request did meanwhile: a pause counts when it is later than the start we know, and the other
+    way round.
     """
     kill: list[str] = []
     deadlines: dict[str, float] = {}
@@ -250,7 +252,8 @@ def _reconcile_one(sandbox: Sandbox, state: wire.SandboxState, *, now: datetime)
                 and sandbox.paused_at is not None
                 and started_at > sandbox.paused_at
             )
-            # A pause or snapshot whose request died, and which the node never began or has finished.
+            # A pause or snapshot whose request died, and which the node never began or has
+            # finished.
             is_stuck = row_state in {
                 State.PAUSING,
                 State.SNAPSHOTTING,

@@ -30,7 +30,8 @@ def check_length(limits: Limits, timeout_seconds: int) -> None:
 
 
 def take_place(team: Team, *, cpu_count: int, memory_mb: int, now: datetime) -> None:
-    """Check that the team may run one more. Call it in the transaction that inserts or claims the row.
+    """Check that the team may run one more. Call it in the transaction that inserts or claims the
+    row.
 
     Raises: QuotaExceeded, and what billing raises for a team that must pay first.
     """
@@ -49,7 +50,9 @@ def take_place(team: Team, *, cpu_count: int, memory_mb: int, now: datetime) -> 
 
 
 def lock_team(team: Team) -> None:
-    """Count and insert as one step. SQLite needs nothing: its transactions begin with the write lock."""
+    """Count and insert as one step. SQLite needs nothing: its transactions begin with the write
+    lock.
+    """
     if connection.features.has_select_for_update:
         Team.objects.select_for_update().only("pk").get(pk=team.pk)
 

@@ -32,7 +32,9 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Overcommit:
-    """How often a machine's vCPUs and memory may be promised: most sandboxes idle most of the time."""
+    """How often a machine's vCPUs and memory may be promised: most sandboxes idle most of the
+    time.
+    """
 
     cpu: int
     memory: int

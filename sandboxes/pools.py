@@ -1,4 +1,6 @@
-"""Which builds each node should keep warm. How many, beyond the floor given here, the node decides."""
+"""Which builds each node should keep warm. How many, beyond the floor given here, the node
+decides.
+"""
 
 from __future__ import annotations
 

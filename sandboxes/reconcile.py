@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from datetime import datetime, timedelta
 
@@ -143,15 +144,15 @@ def _kill_again(sandbox: Sandbox, *, now: datetime) -> None:
     reason = EndReason(sandbox.end_reason or EndReason.KILLED)
     node = sandbox.node
     if node is not None and not node.is_lost:
-        try:
+        with contextlib.suppress(agent_errors.NotFound):
             directory.client_of(node).kill(sandbox.public_id, reason=wire.EndReason(reason))
-        except agent_errors.NotFound:
-            pass
     became_ended(sandbox, reason=reason, now=now)
 
 
 def find_lost_nodes(*, now: datetime) -> int:
-    """End the sandboxes of nodes that have been silent for too long. Returns how many nodes were lost."""
+    """End the sandboxes of nodes that have been silent for too long. Returns how many nodes were
+    lost.
+    """
     silent_since = now - timedelta(seconds=settings.NODE_LOST_AFTER_SECONDS)
     count = 0
     for node in Node.objects.filter(is_lost=False, last_heartbeat_at__lt=silent_since):

@@ -1,8 +1,8 @@
 """Recording what happened to a sandbox: the row, its meter and the pages' hint, all or nothing.
 
 Every path ends here: an API call that got its node's answer, a node's event, a node's list, and the
-loops that find what none of them told. Each function is safe to call again and says whether it moved
-the row.
+loops that find what none of them told. Each function is safe to call again and says whether it
+moved the row.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def may_use(team: Team, template: Template) -> bool:
 def resolve_for_start(team: Team, raw: str) -> ResolvedTemplate:
     """The ready build that a sandbox of this team starts from.
 
-    Raises: InvalidArgument for a malformed reference; NotFound when there is nothing to start, also for
-    another team's private template.
+    Raises: InvalidArgument for a malformed reference; NotFound when there is nothing to start,
+    also for another team's private template.
     """
     try:
         reference = parse_reference(raw)
@@ -79,7 +79,9 @@ def first_alias(template: Template) -> str:
 
 
 def find_build(template: Template, tag: str | None) -> TemplateBuild | None:
-    """The newest assignment of the tag whose build is ready; a build's UUID serves as a tag as well."""
+    """The newest assignment of the tag whose build is ready; a build's UUID serves as a tag as
+    well.
+    """
     build_id = ids.parse_uuid(tag) if tag else None
     if build_id is not None:
         return TemplateBuild.objects.filter(
@@ -97,8 +99,8 @@ def find_build(template: Template, tag: str | None) -> TemplateBuild | None:
 def access_template(team: Team, raw: str, *, to_change: bool = False) -> Template:
     """A template by id, alias or `namespace/alias`; any tag is parsed and ignored.
 
-    Raises: InvalidArgument, NotFound, PermissionDenied when it is known but not this team's to use (or,
-    `to_change`, not its own).
+    Raises: InvalidArgument, NotFound, PermissionDenied when it is known but not this team's to use
+    (or, `to_change`, not its own).
     """
     try:
         reference = parse_reference(raw)

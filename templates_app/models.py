@@ -15,6 +15,7 @@ from config import ids
 class TemplateKind(models.TextChoices):
     TEMPLATE = "template"
     SNAPSHOT = "snapshot"  # made from a sandbox; left out of template lists
+    FORK = "fork"  # holds the image of forks while they live; in no list
 
 
 class Template(models.Model):
@@ -37,7 +38,7 @@ class Template(models.Model):
     deleted_at = models.DateTimeField(null=True, blank=True)
     spawn_count = models.PositiveBigIntegerField(default=0)
     last_spawned_at = models.DateTimeField(null=True, blank=True)
-    # Of a snapshot: the sandbox it was taken from. Kept by public id, since that sandbox may be gone.
+    # Of a snapshot: the sandbox it was taken from, by public id, since that one may be gone.
     source_sandbox_id = models.CharField(max_length=32, blank=True, db_index=True)
 
     class Meta:

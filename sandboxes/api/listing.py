@@ -59,7 +59,9 @@ def parse_list_query(request: Request) -> ListQuery:
 
 
 def metadata_filter(raw: str | None) -> dict[str, str]:
-    """The pairs of the filter, whose keys and values clients encode twice. Raises: InvalidArgument."""
+    """The pairs of the filter, whose keys and values clients encode twice. Raises:
+    InvalidArgument.
+    """
     if not raw:
         return {}
     pairs = {}

@@ -61,7 +61,9 @@ PAUSE = Sandbox.OnTimeout.PAUSE
 def create_options(
     request: TeamRequest, body: CreateInput, *, default_timeout: int, is_v2: bool
 ) -> CreateOptions:
-    """The checks of a create, in the order clients rely on. Raises: InvalidArgument, PermissionDenied."""
+    """The checks of a create, in the order clients rely on. Raises: InvalidArgument,
+    PermissionDenied.
+    """
     timeout_seconds = checked_timeout(
         request.team, default_timeout if body.timeout is None else body.timeout
     )

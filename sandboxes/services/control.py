@@ -51,10 +51,11 @@ def kill_sandbox(*, sandbox: Sandbox, now: datetime, reason: EndReason = EndReas
     """End it, in whatever state it is. When this returns, nothing answers for it any more.
 
     Who comes second waits for who came first, and succeeds alike.
-    Raises: AppError when its node does not confirm; the row stays KILLING and the node is told again.
+    Raises: AppError when its node does not confirm; the row stays KILLING and the node is told
+    again.
     """
     if not kill_accepted(sandbox, now=now, reason=reason):
-        _wait_until(sandbox, lambda state: state is State.ENDED, seconds=10)
+        wait_until(sandbox, lambda state: state is State.ENDED, seconds=10)
         return
     try:
         if sandbox.node is not None:
@@ -74,7 +75,7 @@ def kill_sandbox(*, sandbox: Sandbox, now: datetime, reason: EndReason = EndReas
         if sandbox.node is not None and sandbox.node.is_lost:
             return  # nobody reaches it there, and its node is told to kill it should it come back
         raise Unavailable(
-            "Error killing sandbox: its node is not answering; it will be killed as soon as it does",
+            "Error killing sandbox: its node is not answering; it is killed as soon as it does",
             headers={"Should-Retry": "false"},
         ) from error
 
@@ -82,8 +83,8 @@ def kill_sandbox(*, sandbox: Sandbox, now: datetime, reason: EndReason = EndReas
 def set_timeout(*, sandbox: Sandbox, timeout_seconds: int, now: datetime) -> None:
     """Make it end `timeout_seconds` after `now`, but no later than the plan's longest run.
 
-    Raises: NotFound when it is not running, Conflict while it changes, InvalidArgument when it is past
-    its longest run already.
+    Raises: NotFound when it is not running, Conflict while it changes, InvalidArgument when it is
+    past its longest run already.
     """
     state = State(sandbox.state)
     if state in {State.PAUSED, State.RESUMING}:
@@ -163,7 +164,8 @@ def resume_sandbox(
 def pause_sandbox(*, sandbox: Sandbox, now: datetime, keeps_memory: bool = True) -> None:
     """Freeze it, or with `keeps_memory` false stop it and keep its files.
 
-    Concurrent pauses all succeed. If its node does not answer, it stays PAUSING and is settled later.
+    Concurrent pauses all succeed. If its node does not answer, it stays PAUSING and is settled
+    later.
     Raises: Conflict when it is paused already, NotFound, Unavailable.
     """
     for _ in range(MAX_ROUNDS):
@@ -173,12 +175,12 @@ def pause_sandbox(*, sandbox: Sandbox, now: datetime, keeps_memory: bool = True)
                 f"Error pausing sandbox - sandbox '{sandbox.public_id}' is already paused"
             )
         if state is State.PAUSING:
-            _wait_until(sandbox, lambda state: state is not State.PAUSING)
+            wait_until(sandbox, lambda state: state is not State.PAUSING)
             if sandbox.state == State.PAUSED:
                 return
             continue
         if state in {State.SNAPSHOTTING, State.RESUMING}:
-            _wait_until(sandbox, lambda state: state not in {State.SNAPSHOTTING, State.RESUMING})
+            wait_until(sandbox, lambda state: state not in {State.SNAPSHOTTING, State.RESUMING})
             continue
         if state is not State.RUNNING:
             raise not_found(sandbox.public_id)
@@ -196,7 +198,7 @@ def _act_pause(sandbox: Sandbox, *, keeps_memory: bool) -> None:
     try:
         paused = directory.client_for(sandbox).pause(sandbox.public_id, memory=keeps_memory)
     except agent_errors.NotFound:
-        raise _vanished(sandbox) from None
+        raise vanished(sandbox) from None
     except agent_errors.Unavailable as error:
         raise Unavailable(
             "Error pausing sandbox: its node is busy, please retry", headers=RETRY
@@ -256,7 +258,7 @@ def _settled_state(sandbox: Sandbox, *, now: datetime) -> State:
     state = State(sandbox.state)
     if state in {State.STARTING, State.PAUSING, State.RESUMING, State.SNAPSHOTTING}:
         between = frozenset({State.STARTING, State.PAUSING, State.RESUMING, State.SNAPSHOTTING})
-        state = _wait_until(sandbox, lambda state: state not in between)
+        state = wait_until(sandbox, lambda state: state not in between)
     if state is State.KILLING:
         raise Conflict(f'Sandbox "{sandbox.public_id}" is being killed')
     if state is State.ENDED:
@@ -309,7 +311,7 @@ def _resume(
             sandbox.public_id, timeout_seconds=float(timeout_seconds), memory=keeps_memory
         )
     except agent_errors.NotFound:
-        raise _vanished(sandbox) from None
+        raise vanished(sandbox) from None
     except agent_errors.Unavailable as error:
         raise Unavailable(
             "The sandbox could not be resumed right now because its node is busy, please retry",
@@ -359,7 +361,7 @@ def _put_deadline(sandbox: Sandbox, end_at: datetime, *, now: datetime) -> None:
 def _refused(sandbox: Sandbox, error: agent_errors.AgentError) -> AppError:
     match error:
         case agent_errors.NotFound():
-            return _vanished(sandbox)
+            return vanished(sandbox)
         case agent_errors.Conflict():
             return _in_transition(sandbox)
         case agent_errors.InvalidArgument():
@@ -370,8 +372,10 @@ def _refused(sandbox: Sandbox, error: agent_errors.AgentError) -> AppError:
             )
 
 
-def _vanished(sandbox: Sandbox) -> NotFound:
-    """Its node does not have it. The node's own report of how it ended, if any, comes first or wins."""
+def vanished(sandbox: Sandbox) -> NotFound:
+    """Its node does not have it. The node's own report of how it ended, if any, comes first or
+    wins.
+    """
     sandbox.refresh_from_db(fields=["state", "end_at", "end_reason"])
     now = timezone.now()
     is_due = (
@@ -399,7 +403,7 @@ def _put_back(sandbox: Sandbox, state: State) -> None:
         return  # somebody, perhaps a kill, moved it on
 
 
-def _wait_until(
+def wait_until(
     sandbox: Sandbox, is_reached: Callable[[State], bool], *, seconds: float = WAIT_SECONDS
 ) -> State:
     """Wait for another request to finish its move. Raises: Conflict when it takes too long."""

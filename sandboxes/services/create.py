@@ -63,7 +63,8 @@ def create_sandbox(
     """A running sandbox, answered only when its envd and its template's ready command are.
 
     A failure leaves no container, and a row that says why.
-    Raises: InvalidArgument, QuotaExceeded, and AppErrors whose text begins `Failed to place sandbox`.
+    Raises: InvalidArgument, QuotaExceeded, and AppErrors whose text begins `Failed to place
+    sandbox`.
     """
     team_limits = limits.limits_for(team, now=now)
     limits.check_length(team_limits, options.timeout_seconds)

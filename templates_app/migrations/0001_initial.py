@@ -38,7 +38,11 @@ class Migration(migrations.Migration):
                 (
                     "kind",
                     models.CharField(
-                        choices=[("template", "Template"), ("snapshot", "Snapshot")],
+                        choices=[
+                            ("template", "Template"),
+                            ("snapshot", "Snapshot"),
+                            ("fork", "Fork"),
+                        ],
                         default="template",
                         max_length=16,
                     ),
