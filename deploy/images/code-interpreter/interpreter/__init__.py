@@ -1,1 +1,1 @@
-"""The code interpreter: an HTTP service in the sandbox that runs code in kernels and streams what they produce."""
+"""The code interpreter: runs code in kernels and streams what they produce, over HTTP."""

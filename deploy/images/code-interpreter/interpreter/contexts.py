@@ -1,14 +1,14 @@
-"""Contexts: sessions of one language each, where runs take turns, and what happens when a kernel dies."""
+"""Contexts: sessions of one language each, where runs take turns and dead kernels come back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from interpreter.kernels.base import Kernel, KernelDied, KernelFailed
 from interpreter.languages import WARM_LANGUAGES, make_kernel, normalise
@@ -32,7 +32,10 @@ class ContextNotFound(Exception):
 
 @dataclass(eq=False)
 class Run:
-    """One execution: its outputs arrive in `outputs`, the last one is END. Nobody need listen."""
+    """One execution: its outputs arrive in `outputs`, the last one is END. Nobody need listen.
+
+    done: END is out; the clean-up after it may still be under way.
+    """
 
     code: str
     env_vars: dict[str, str]
@@ -41,18 +44,18 @@ class Run:
     task: asyncio.Task[None] | None = None
     has_turn: bool = False
     is_abandoned: bool = False
-    is_done: bool = False
+    done: asyncio.Event = field(default_factory=asyncio.Event)
     ended_by: Failure | None = None
 
     def put(self, output: Output) -> None:
-        if not self.is_done:
+        if not self.done.is_set():
             self.outputs.put_nowait(output)
 
     def finish(self, failure: Failure | None = None) -> None:
         if failure is not None:
             self.put(failure)
         self.put(END)
-        self.is_done = True
+        self.done.set()
 
 
 RESTARTING = Failure("ContextRestarting", "Context was restarted")
@@ -63,7 +66,9 @@ CLOSED = Failure(
 
 
 class Context:
-    def __init__(self, *, context_id: str, language: str, cwd: str, sandbox_env: SandboxEnv) -> None:
+    def __init__(
+        self, *, context_id: str, language: str, cwd: str, sandbox_env: SandboxEnv
+    ) -> None:
         self.context_id = context_id
         self.language = language
         self.cwd = cwd
@@ -87,8 +92,8 @@ class Context:
         return run
 
     async def abandon(self, run: Run) -> None:
-        """Nobody listens any more: leave the queue, or stop the run in progress. Returns at once."""
-        if run.is_done:
+        """Nobody listens any more: leave the queue, or stop the run. Returns at once."""
+        if run.done.is_set():
             return
         run.is_abandoned = True
         if not run.has_turn:
@@ -154,13 +159,14 @@ class Context:
             await self._undo_env(kernel, run)
 
     async def _apply_env(self, kernel: Kernel, run: Run) -> None:
-        values = {}
-        if self._env is None:
-            self._env = await self._sandbox_env(run.access_token)
-            values = dict(self._env)
-        values |= run.env_vars
-        if values:
-            await kernel.set_env(values, [])
+        sandbox_wide = self._env
+        if sandbox_wide is None:
+            sandbox_wide = await self._sandbox_env(run.access_token)
+            if sandbox_wide:
+                await kernel.set_env(sandbox_wide, [])
+            self._env = sandbox_wide
+        if run.env_vars:
+            await kernel.set_env(run.env_vars, [])
 
     async def _undo_env(self, kernel: Kernel, run: Run) -> None:
         sandbox_wide = self._env or {}
@@ -178,14 +184,14 @@ class Context:
 
     async def _stop(self, run: Run) -> None:
         for step_seconds in _INTERRUPT_STEPS:
-            if run.is_done or self._kernel is None:
+            if self._kernel is None:
                 return
             self._kernel.interrupt()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(step_seconds):
-                    while not run.is_done:
-                        await asyncio.sleep(0.05)
-        if not run.is_done and self._kernel is not None:
+                    await run.done.wait()
+                    return
+        if self._kernel is not None:
             log.warning("a %s run ignored Ctrl-C; its kernel is restarted", self.language)
             await self._kernel.kill()
 
@@ -199,7 +205,7 @@ class Context:
             return self._kernel
         if self._kernel is not None:
             await self._kernel.kill()  # reap what is left of it
-        if not Path(self.cwd).is_dir():
+        if not os.path.isdir(self.cwd):  # noqa: ASYNC240, PTH112 one stat of a local path
             raise KernelFailed(f"directory '{self.cwd}' does not exist")
         kernel = make_kernel(self.language, self.cwd)
         await kernel.start()

@@ -142,9 +142,9 @@ def _escaped(char: str, *, r_style: bool) -> str:
         return "\\" + char
     if " " <= char <= "~":
         return char
+    if r_style:
+        return f"\\U{ord(char):08x}"  # one kind of escape only: R refuses a mixture
     if char < " ":
         return f"\\{ord(char):03o}"  # Java reads \u000a as a line end in the source
-    if r_style:
-        return f"\\U{ord(char):08x}"
     units = char.encode("utf-16-be")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))

@@ -16,9 +16,9 @@ _MAX_BYTES = 4 * 1024 * 1024
 
 
 async def read_sandbox_env(access_token: str | None) -> dict[str, str]:
-    """From the file the node leaves in the sandbox, else from an agent in the sandbox, else none."""
+    """From the file the node leaves in the sandbox, else from an agent in it, else none."""
     with contextlib.suppress(OSError, ValueError):
-        return _checked(json.loads(_FILE.read_bytes()))
+        return _checked(json.loads(_FILE.read_bytes()))  # noqa: ASYNC240 one small local file
     with contextlib.suppress(OSError, ValueError, TimeoutError):
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             return _checked(json.loads(await _ask_agent(access_token)))

@@ -1,8 +1,8 @@
 """A bash session: one interactive bash without a terminal, fed line by line on its stdin.
 
-Interactive, because only then does SIGINT abort the command in progress and keep the shell. Each run is two lines:
-`eval '<code>' </dev/null`, then one that tells the exit status on a descriptor of our own and marks both output
-streams, so that we know when all output is in.
+Interactive, because only then does SIGINT abort the command in progress and keep the shell. Each
+run is two lines: `eval '<code>' </dev/null`, then one that tells the exit status on a descriptor of
+our own and marks both output streams, so that we know when all output is in.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _START_TIMEOUT_SECONDS = 10.0
 # A line without its end is shown after this long, so that prompts and progress bars are seen.
 _PARTIAL_SECONDS = 0.1
-# After the status is in, the marks follow at once, unless the user sent a stream elsewhere for good.
+# After the status the marks follow at once, unless the user sent a stream elsewhere for good.
 _MARK_SECONDS = 0.5
 _LOWEST_FD = 200
 # An interactive bash says "exit" when it leaves; nobody needs to read that.
@@ -144,7 +144,11 @@ class BashKernel:
         return str(code)
 
     async def set_env(self, values: dict[str, str], remove: list[str]) -> None:
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items() if _NAME.fullmatch(name)]
+        lines = [
+            f"export {name}={shlex.quote(value)}"
+            for name, value in values.items()
+            if _NAME.fullmatch(name)
+        ]
         lines += [f"unset {name}" for name in remove if _NAME.fullmatch(name)]
         await self._silently("\n".join(lines))
 

@@ -1,10 +1,9 @@
-"""Kernels that speak Jupyter's protocol (Python, R, Java), driven in this process without a Jupyter server."""
+"""Kernels that speak Jupyter's protocol (Python, R, Java), driven without a Jupyter server."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import shutil
 import signal
@@ -36,7 +35,10 @@ _START_TIMEOUT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Dialect:
-    """What differs between Jupyter kernels. `silent_env`: code that sets and removes variables without output."""
+    """What differs between Jupyter kernels.
+
+    silent_env: makes code that sets and removes variables without output.
+    """
 
     language: str
     command: list[str]
@@ -77,7 +79,9 @@ class JupyterKernel:
                 start_new_session=True,
             )
         except OSError as error:
-            raise KernelFailed(f"cannot start {self._dialect.language}: {error.strerror}") from error
+            raise KernelFailed(
+                f"cannot start {self._dialect.language}: {error.strerror}"
+            ) from error
         self._tasks.append(asyncio.create_task(self._watch(), name="watch kernel"))
         self._context = zmq.asyncio.Context()
         # No limit of queued messages: beyond it ZeroMQ would drop output without a word.
@@ -103,11 +107,11 @@ class JupyterKernel:
             raise
 
     async def _until_ready(self) -> None:
-        """Wait until the kernel answers *and* its broadcast reaches us (a subscription takes a moment)."""
+        """Wait until its broadcast reaches us, which takes longer than its first answer."""
         client = self._live_client()
         while not self.died.is_set():
             client.kernel_info()
-            # The kernel broadcasts "busy" for each request; hearing one means that none is missed from now on.
+            # It broadcasts "busy" for each request; having heard one, we miss none from now on.
             for _ in range(10):
                 if await client.iopub_channel.socket.poll(100):
                     while await client.iopub_channel.socket.poll(20):
@@ -216,9 +220,10 @@ class JupyterKernel:
             queue.put_nowait(None)
 
     async def _read_iopub(self) -> None:
+        """A forged or broken message is passed over."""
         client = self._live_client()
         while True:
-            with contextlib.suppress(ValueError, json.JSONDecodeError):  # a forged or broken message
+            with contextlib.suppress(ValueError):
                 message = await client.get_iopub_msg()
                 queue = self._queues.get(message["parent_header"].get("msg_id", ""))
                 if queue is not None:
@@ -229,5 +234,5 @@ class JupyterKernel:
         client = self._live_client()
         read = client.get_shell_msg if name == "shell" else client.get_control_msg
         while True:
-            with contextlib.suppress(ValueError, json.JSONDecodeError):
+            with contextlib.suppress(ValueError):
                 await read()

@@ -1,7 +1,8 @@
 """A kernel process of our own making: it takes and gives JSON lines on two pipes of its own.
 
-Down: {"id", "code"} or {"env", "remove"}. Up: {"id", "type", ...}, where type is "stdout", "stderr", "display",
-"error" or "done". What lands on its real stdout and stderr (of child processes) counts as output of the run.
+Down: {"id", "code"} or {"id", "env", "remove"}. Up: {"id", "type", ...}, where type is "stdout",
+"stderr", "display", "error" or "done". What lands on its real stdout and stderr (of its child
+processes) counts as output of the run.
 """
 
 from __future__ import annotations
@@ -136,7 +137,9 @@ class PipedKernel:
                 return Text(stream, str(message.get("text", "")))
             case "display":
                 bundle = message.get("bundle")
-                return Display(bundle if isinstance(bundle, dict) else {}, bool(message.get("main")))
+                return Display(
+                    bundle if isinstance(bundle, dict) else {}, bool(message.get("main"))
+                )
             case "error":
                 return Failure(
                     str(message.get("name", "")),
@@ -153,7 +156,7 @@ class PipedKernel:
         if self._process is not None:
             await kill_group(self._process)
         self._announce_death()
-        if self._down is not None:
+        if self._down is not None and not self._down.is_closing():
             self._down.abort()
         for task in self._tasks:
             if task is not asyncio.current_task():

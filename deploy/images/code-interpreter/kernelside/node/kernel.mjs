@@ -173,7 +173,7 @@ function interruption() {
 function sendError(id, error, wrapper = "[code]") {
   if (error instanceof Error || util.types.isNativeError(error)) {
     const lines = String(error.stack ?? "").split("\n");
-    const isOurs = (line) => /^ +at /.test(line) && (/kernel\.mjs|node:internal|node:vm/.test(line) || line.includes(wrapper));
+    const isOurs = (line) => /^ +at /.test(line) && (/kernel\.mjs|node:internal|node:vm|node:async_hooks/.test(line) || line.includes(wrapper));
     const stack = lines.filter((line) => !isOurs(line));
     send({ id, type: "error", name: String(error.name), value: String(error.message), traceback: stack.join("\n") });
   } else {

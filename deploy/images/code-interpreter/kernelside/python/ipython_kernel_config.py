@@ -1,4 +1,4 @@
-"""IPython's settings in the kernel. Loaded by name on its command line; `c` is given by traitlets."""
+"""IPython's settings in the kernel, named on its command line."""
 
 c = get_config()  # noqa: F821
 

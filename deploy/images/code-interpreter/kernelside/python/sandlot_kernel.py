@@ -1,6 +1,7 @@
-"""IPython extension of the code interpreter's Python kernel: extra representations, and silent set-up work.
+"""IPython extension of the Python kernel: extra representations, and silent set-up work.
 
-It never imports pandas, matplotlib or PIL by itself: formatters are registered by name, hooks wait for the import.
+It never imports pandas, matplotlib or PIL by itself: formatters are registered by name, hooks wait
+for the import.
 """
 
 from __future__ import annotations
@@ -34,14 +35,21 @@ class ChartFormatter(BaseFormatter):
     print_method = ObjectName("_repr_e2b_chart_")
     _return_type = dict
 
+    def __call__(self, value: Any) -> Any:
+        # Not registered by type: choosing a figure format makes matplotlib's inline backend drop
+        # every formatter's registration for figures.
+        kinds = {(kind.__module__, kind.__name__) for kind in type(value).__mro__}
+        if ("matplotlib.figure", "Figure") in kinds:
+            return _figure_chart(value)
+        return super().__call__(value)
+
 
 def load_ipython_extension(shell: Any) -> None:
     formatters = shell.display_formatter.formatters
     data = formatters["e2b/data"] = DataFormatter(parent=shell.display_formatter)
-    chart = formatters["e2b/chart"] = ChartFormatter(parent=shell.display_formatter)
+    formatters["e2b/chart"] = ChartFormatter(parent=shell.display_formatter)
     data.for_type_by_name("pandas.core.frame", "DataFrame", _dataframe_columns)
     data.for_type_by_name("pandas", "DataFrame", _dataframe_columns)
-    chart.for_type_by_name("matplotlib.figure", "Figure", _figure_chart)
     for kind in (list, dict):
         formatters["application/json"].for_type(kind, _json_value)
     formatters["image/png"].for_type_by_name("PIL.Image", "Image", _image_png)
@@ -88,7 +96,7 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value
     if isinstance(value, numbers.Integral):
         return int(value)
-    if isinstance(value, float) or (isinstance(value, numbers.Real)):
+    if isinstance(value, numbers.Real):
         number = float(value)
         return number if math.isfinite(number) else str(number)
     if isinstance(value, Mapping):
