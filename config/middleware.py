@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
@@ -73,7 +75,9 @@ def _body_length(request: HttpRequest) -> int:
         declared = int(request.META.get("CONTENT_LENGTH") or 0)
     except ValueError:
         declared = 0
-    stream = getattr(request, "_stream", None)  # the whole body, spooled by Django's ASGI handler
+    stream: Any = getattr(
+        request, "_stream", None
+    )  # the whole body, spooled by Django's ASGI handler
     if declared or not hasattr(stream, "seek"):
         return declared
     measured: int = stream.seek(0, os.SEEK_END)
