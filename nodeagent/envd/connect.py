@@ -41,6 +41,7 @@ COMPRESSED, END_STREAM = 0x01, 0x02
 DEFAULT_KEEPALIVE_SECONDS = 90.0
 LAST_WORD_SECONDS = 5.0  # a client that does not read gets this long to take the end of its stream
 
+_OBJECT = re.compile(rb"\s*\{")
 _TIMEOUT = re.compile(r"^[0-9]{1,10}$")
 
 # Connect's own table; the agent API uses other statuses for some of these codes.
@@ -81,7 +82,10 @@ class Codec(Enum):
         try:
             if self is Codec.PROTO:
                 return kind.FromString(data)
-            return json_format.Parse(data or b"{}", kind(), ignore_unknown_fields=True)
+            data = data or b"{}"
+            if not _OBJECT.match(data):  # the library would take an empty list for a message
+                raise InvalidArgument("unmarshal message: expected a JSON object")
+            return json_format.Parse(data, kind(), ignore_unknown_fields=True)
         except (DecodeError, json_format.ParseError, ValueError, RecursionError) as error:
             raise InvalidArgument(f"unmarshal message: {error}") from error
 

@@ -134,6 +134,13 @@ def split_envelopes(body: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
+async def until(condition: Any) -> None:
+    """Let other tasks run until `condition()` holds."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
 class Conversation:
     """One request under way; `answer` grows while it is answered."""
 
@@ -157,7 +164,8 @@ class Conversation:
             for name, value in message["headers"]:
                 self.answer.headers[name.decode()] = value.decode("latin-1")
         else:
-            assert self.answer.status and not self.answer.is_complete
+            assert self.answer.status
+            assert not self.answer.is_complete
             self.answer.body += message["body"]
             self.answer.is_complete = not message["more_body"]
         self.sent.set()
@@ -202,9 +210,7 @@ class Client:
             "method": method,
             "path": path,
             "query_string": query.encode(),
-            "headers": [
-                (name.encode(), value.encode("latin-1")) for name, value in sent.items()
-            ],
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in sent.items()],
             "extensions": {"sandlot": FakeExchange(target)},
         }
         pieces = body if isinstance(body, list) else [body]

@@ -10,7 +10,7 @@ import pytest
 from nodeagent.envd import processes
 from nodeagent.envd.adoption import adopt
 from nodeagent.errors import GuestFault
-from tests.unit.envd.asgi import Client, Conversation, basic, make_client
+from tests.unit.envd.asgi import Client, Conversation, basic, make_client, until
 
 START = "/process.Process/Start"
 CONNECT = "/process.Process/Connect"
@@ -175,8 +175,7 @@ async def test_the_process_outlives_its_client_and_can_be_joined() -> None:
     await asyncio.wait([first.task])
     channel = channel_of(sandbox)
     channel.emit("stdout", b"unheard")
-    while channel.taken < 1:
-        await asyncio.sleep(0)
+    await until(lambda: channel.taken == 1)
     second = client.stream(CONNECT, {"process": {"pid": channel.pid}})
     await second.until(second.answer.messages)
     channel.emit("stdout", b"heard")
@@ -190,18 +189,15 @@ async def test_a_process_started_for_a_client_that_has_left_is_still_listed() ->
     client, sandbox, _ = make_client()
     sandbox.link.start_gate = asyncio.Event()
     conversation = client.stream(START, RUN)
-    while not sandbox.envd or not sandbox.envd._tasks:
-        await asyncio.sleep(0)
+    await until(lambda: sandbox.envd and sandbox.envd._tasks)
     conversation.hang_up()
     await asyncio.wait([conversation.task])
     sandbox.link.start_gate.set()
-    while not sandbox.link.processes:
-        await asyncio.sleep(0)
+    await until(lambda: sandbox.link.processes)
     channel = channel_of(sandbox)
     for _ in range(200):  # far more than a subscriber's queue holds: nobody may hold it back
         channel.emit("stdout", b"x")
-    while channel.taken < 200:
-        await asyncio.sleep(0)
+    await until(lambda: channel.taken == 200)
     answer = await client.rpc("/process.Process/List")
     assert [found["pid"] for found in answer.json()["processes"]] == [channel.pid]
 
@@ -232,9 +228,7 @@ async def test_a_slow_client_holds_the_process_back_and_a_lost_one_does_not() ->
     held_at = channel.taken
     assert held_at < 200  # 64 queued, and what one send carries
     conversation.hang_up()
-    async with asyncio.timeout(5):
-        while channel.taken < 1000:
-            await asyncio.sleep(0)
+    await until(lambda: channel.taken == 1000)
 
 
 async def test_an_event_is_never_larger_than_its_stream_allows() -> None:
@@ -283,7 +277,7 @@ async def test_an_ended_process_is_forgotten_in_time(monkeypatch) -> None:
 
 
 async def test_selection_by_tag() -> None:
-    client, sandbox, _ = make_client()
+    client, _sandbox, _ = make_client()
     conversation = await started(client, {**RUN, "tag": "job"})
     listed = (await client.rpc("/process.Process/List")).json()["processes"]
     assert listed[0]["tag"] == "job"
