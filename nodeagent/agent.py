@@ -41,6 +41,7 @@ from nodeagent.runtime.base import (
 )
 from nodeagent.sandbox import LiveSandbox, Node
 from nodeagent.settings import Settings
+from nodeagent.waiting import is_set_within
 from nodeagent.wire import (
     CreateSandbox,
     EndReason,
@@ -494,15 +495,16 @@ class Agent:
     async def _enforce_deadlines(self) -> None:
         while True:
             self._deadline_changed.clear()
-            for sandbox_id in self._deadlines.pop_due(self._clock()):
-                self._expire(sandbox_id)
+            self.enforce_due()
             next_at = self._deadlines.next_at()
             # At most a second: the wall clock may be stepped under us.
             wait = 1.0 if next_at is None else min(1.0, max(0.001, next_at - self._clock()))
-            try:
-                await asyncio.wait_for(self._deadline_changed.wait(), timeout=wait)
-            except TimeoutError:
-                continue
+            await is_set_within(self._deadline_changed, wait)
+
+    def enforce_due(self) -> None:
+        """Kill or begin to pause every sandbox whose deadline has come."""
+        for sandbox_id in self._deadlines.pop_due(self._clock()):
+            self._expire(sandbox_id)
 
     def _expire(self, sandbox_id: str) -> None:
         sandbox = self._sandboxes.get(sandbox_id)
@@ -752,6 +754,7 @@ class Agent:
         )
         for container in plan.remove:
             self._spawn(self._remove_found(container), f"remove {container.name}")
+        self._store.prune_run_dirs({container.name for container in found})
         self._pool.set_wanted(self._store.pools())
         # Bind first, reclaim behind it: checking warm containers must not delay the doors.
         self._spawn(
@@ -877,12 +880,9 @@ class Agent:
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            try:
-                await asyncio.wait_for(self._sweep_now.wait(), timeout=SWEEP_SECONDS)
+            if await is_set_within(self._sweep_now, SWEEP_SECONDS):
                 self._sweep_now.clear()
                 await asyncio.sleep(0.2)  # what set it off may still be settling
-            except TimeoutError:
-                pass
             try:
                 await self.sweep()
             except AgentError as error:
@@ -941,13 +941,8 @@ class Agent:
             retry_seconds = 0.5
             if has_more:
                 continue
-            try:
-                await asyncio.wait_for(
-                    self._heartbeat_now.wait(), timeout=self.settings.heartbeat_seconds
-                )
+            if await is_set_within(self._heartbeat_now, self.settings.heartbeat_seconds):
                 await asyncio.sleep(COALESCE_SECONDS)
-            except TimeoutError:
-                pass
 
     async def heartbeat(self) -> bool:
         """Send one and do what the reply asks; True when more events wait. Raises: Unavailable."""

@@ -31,8 +31,10 @@ class EventSpool:
         self._events: deque[NodeEvent] = deque()
         self._next_seq = 1
         self._on_event: Callable[[], None] = lambda: None
-        self._load()
+        is_whole = self._load()
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
+        if not is_whole:
+            self._compact()  # or the next event would be written behind half a line
 
     def __len__(self) -> int:
         return len(self._events)
@@ -99,10 +101,13 @@ class EventSpool:
         self._file.write(json.dumps(wire.encode(event), separators=(",", ":")) + "\n")
         self._file.flush()
 
-    def _load(self) -> None:
+    def _load(self) -> bool:
+        """False when the file ends or breaks off in something unreadable."""
         if not self._path.exists():
-            return
-        for number, line in enumerate(self._path.read_text(errors="replace").splitlines()):
+            return True
+        text = self._path.read_text(errors="replace")
+        is_whole = text.endswith("\n") or not text
+        for number, line in enumerate(text.splitlines()):
             try:
                 raw = json.loads(line)
                 if isinstance(raw, dict) and "next_seq" in raw:
@@ -113,9 +118,11 @@ class EventSpool:
                 # A line cut short by the agent's death in mid-write; what it told is in the
                 # heartbeat.
                 logger.warning("Skipped an unreadable event, line %d of the spool.", number + 1)
+                is_whole = False
                 continue
             self._events.append(event)
             self._next_seq = max(self._next_seq, event.seq + 1)
+        return is_whole
 
     def _compact(self) -> None:
         fresh = self._path.with_suffix(".new")
@@ -124,8 +131,7 @@ class EventSpool:
             for event in self._events:
                 file.write(json.dumps(wire.encode(event), separators=(",", ":")) + "\n")
         fresh.replace(self._path)
-        if hasattr(self, "_file"):
-            self._file.close()
+        self._file.close()
         self._file = self._path.open("a", encoding="utf-8")
 
     def _drop_some(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from nodeagent.errors import Unavailable
 from nodeagent.records import OwnedSandbox
 from nodeagent.runtime.base import ContainerUsage, Runtime
+from nodeagent.waiting import is_set_within
 from nodeagent.wire import MetricSample, NodeSandboxState
 
 logger = logging.getLogger(__name__)
@@ -85,13 +86,10 @@ class Meter:
         due = time.monotonic() + self._period_seconds
         while True:
             self._new_sandbox.clear()
-            try:
-                await asyncio.wait_for(
-                    self._new_sandbox.wait(), timeout=max(0.0, due - time.monotonic())
-                )
+            if await is_set_within(self._new_sandbox, max(0.0, due - time.monotonic())):
                 await asyncio.sleep(1.0)  # cpu_used_pct needs some time to look back on
                 await self.sample(only_new=True)
-            except TimeoutError:
+            else:
                 due = time.monotonic() + self._period_seconds
                 await self.sample()
 

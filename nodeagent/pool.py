@@ -13,6 +13,7 @@ from nodeagent.errors import AgentError
 from nodeagent.pool_policy import wanted_size
 from nodeagent.records import StateStore, StoredWarm
 from nodeagent.runtime.base import Container, ContainerSpec, Runtime
+from nodeagent.waiting import is_set_within
 from nodeagent.wire import CreateSandbox, PoolSpec
 
 logger = logging.getLogger(__name__)
@@ -158,11 +159,8 @@ class WarmPool:
             while True:
                 self._changed.clear()
                 self._balance()
-                try:
-                    # Demand decays with time alone, and retries fall due: look again every second.
-                    await asyncio.wait_for(self._changed.wait(), timeout=1.0)
-                except TimeoutError:
-                    continue
+                # Demand decays with time alone, and retries fall due: look again every second.
+                await is_set_within(self._changed, 1.0)
         finally:
             for task in self._boots:
                 task.cancel()

@@ -10,7 +10,8 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,12 @@ class StateStore:
 
     def warm(self) -> list[StoredWarm]:
         return list(_read_all(self._warm, StoredWarm))
+
+    def prune_run_dirs(self, names: Collection[str]) -> None:
+        """Remove the run directories of containers that are gone."""
+        for path in self.run_dir.iterdir():
+            if path.name not in names:
+                shutil.rmtree(path, ignore_errors=True)
 
     def write_pools(self, specs: list[PoolSpec]) -> None:
         _write(self._pools, specs)

@@ -38,10 +38,10 @@ class FakeChannel(ProcessChannel):
 class FakeLink(GuestLink):
     """Remembers what it should start, in `started`; `exit_codes` answers in turn, then 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, exit_codes: list[int]) -> None:
         super().__init__(Path("/nonexistent"))
         self.started: list[dict[str, Any]] = []
-        self.exit_codes: list[int] = []
+        self.exit_codes = exit_codes
 
     async def ping(self) -> None: ...
 
@@ -60,6 +60,7 @@ class FakeRuntime:
         self.frozen: set[str] = set()
         self.oom_killed: set[str] = set()
         self.images: dict[str, int] = {}
+        self.exit_codes: list[int] = []  # what processes end with, in turn; then 0
         self.boot_gate = asyncio.Event()  # cleared by a test to hold boots back
         self.boot_gate.set()
         self.boot_error: Exception | None = None
@@ -84,7 +85,7 @@ class FakeRuntime:
             ip=f"172.30.0.{number + 1}",
             pid=1000 + number,
             disk_dirs=(),
-            link=FakeLink(),
+            link=FakeLink(self.exit_codes),
         )
         self.running[container.container_id] = container
         return container
