@@ -11,7 +11,7 @@ def access_api_key(team: Team, key_id: str, *, not_found: str = "id not found") 
     parsed = ids.parse_uuid(key_id)
     if parsed is None:
         raise InvalidArgument("Error when parsing API key ID: it is not a UUID")
-    key = APIKey.objects.active().filter(team=team, public_id=parsed).first()
+    key: APIKey | None = APIKey.objects.active().filter(team=team, public_id=parsed).first()
     if key is None:
         raise NotFound(not_found)
     key.team = team
@@ -22,7 +22,9 @@ def access_access_token(user: User, token_id: str) -> AccessToken:
     parsed = ids.parse_uuid(token_id)
     if parsed is None:
         raise InvalidArgument("Error when parsing access token ID: it is not a UUID")
-    token = AccessToken.objects.active().filter(user=user, public_id=parsed).first()
+    token: AccessToken | None = (
+        AccessToken.objects.active().filter(user=user, public_id=parsed).first()
+    )
     if token is None:
         raise NotFound("id not found")
     return token

@@ -13,7 +13,7 @@ from accounts.models import User
 from accounts.services import create_personal_team
 
 
-class AccountAdapter(DefaultAccountAdapter):
+class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # it has no types
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         return bool(settings.SIGN_UP_IS_OPEN)
 

@@ -66,7 +66,7 @@ def by_key(request: HttpRequest) -> Caller | None:
     if clear is None:
         return None
     digits = _digits(clear, APIKey.PREFIX, f"{BAD_KEY}\nInvalid API key format")
-    key = (
+    key: APIKey | None = (
         APIKey.objects.select_related("team")
         .filter(secret_hash=hash_secret(APIKey.PREFIX + digits))
         .first()
@@ -221,22 +221,26 @@ def _bearer(request: HttpRequest) -> str | None:
     header = request.META.get("HTTP_AUTHORIZATION")
     if header is None:
         # The pair's former names, which older clients still send.
-        return request.META.get("HTTP_X_SUPABASE_TOKEN")
-    scheme, _, token = header.partition(" ")
+        former: str | None = request.META.get("HTTP_X_SUPABASE_TOKEN")
+        return former
+    scheme, _, token = str(header).partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated("authorization header is malformed")
     return token.strip()
 
 
 def _team_header(request: HttpRequest) -> str | None:
-    return request.META.get("HTTP_X_TEAM_ID") or request.META.get("HTTP_X_SUPABASE_TEAM")
+    team_id: str | None = request.META.get("HTTP_X_TEAM_ID") or request.META.get(
+        "HTTP_X_SUPABASE_TEAM"
+    )
+    return team_id
 
 
 def _user_of(bearer: str) -> User:
     if not bearer.startswith(AccessToken.PREFIX):
         raise Unauthenticated(f"{BAD_JWT}\nBackend authentication failed")
     digits = _digits(bearer, AccessToken.PREFIX, f"{BAD_TOKEN}\nInvalid access token format")
-    token = (
+    token: AccessToken | None = (
         AccessToken.objects.select_related("user")
         .filter(secret_hash=hash_secret(AccessToken.PREFIX + digits))
         .first()

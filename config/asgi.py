@@ -21,7 +21,6 @@ from django.core import signals  # noqa: E402
 from django.core.exceptions import RequestAborted  # noqa: E402
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix  # noqa: E402
 from django.http import HttpResponse  # noqa: E402
-from django.http.response import HttpResponseBase  # noqa: E402
 from django.urls import set_script_prefix  # noqa: E402
 
 from config.paths import keep_encoded_slashes  # noqa: E402
@@ -73,19 +72,17 @@ class ThreadedASGIHandler(ASGIHandler):
             try:
                 await self.send_response(response, send)
             finally:
-                if response.streaming or response._resource_closers:
+                if response.streaming:
                     await loop.run_in_executor(self.threads, response.close)
         finally:
             body.close()
 
-    def _respond(self, scope: Any, body: Any) -> HttpResponseBase:
+    def _respond(self, scope: Any, body: Any) -> Any:
         """Runs in a thread, with that thread's database connection."""
         set_script_prefix(get_script_prefix(scope))
         signals.request_started.send(sender=self.__class__, scope=scope)
         request, refusal = self.create_request(scope, body)
-        if request is None:
-            return refusal
-        response: HttpResponseBase = self.get_response(request)
+        response: Any = refusal if request is None else self.get_response(request)
         response._handler_class = self.__class__
         if not response.streaming:
             # Here rather than after sending: it gives this thread's connection back.

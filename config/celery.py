@@ -28,4 +28,4 @@ def make_queue_folders(**_: Any) -> None:
     options = settings.CELERY_BROKER_TRANSPORT_OPTIONS
     for name in ("data_folder_in", "control_folder", "processed_folder"):
         if name in options:
-            Path(options[name]).mkdir(mode=0o700, parents=True, exist_ok=True)
+            Path(str(options[name])).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -120,7 +120,7 @@ def query_words(request: Request, name: str) -> list[str] | None:
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
-    """The one table from our errors, and the framework's, to HTTP. Others become a 500 elsewhere."""
+    """The table from our errors, and the framework's, to HTTP. Others become a 500 elsewhere."""
     if isinstance(error, AppError):
         if error.http_status >= 500 and error.http_status not in (501, 503, 504):
             logger.error("API request failed: %s", error.message, exc_info=error)

@@ -1,4 +1,4 @@
-"""The API's edge: CORS, body size, the Host header, and answers without the dashboard's machinery."""
+"""The API's edge: CORS, body size, the Host header, before the dashboard's machinery."""
 
 from __future__ import annotations
 

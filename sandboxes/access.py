@@ -46,7 +46,7 @@ def access_sandbox(team: Team, sandbox_id: str, *, now: datetime | None = None) 
 
 
 def access_any_sandbox(team: Team, sandbox_id: str) -> Sandbox:
-    """Also one that is starting or has ended: for its history. Raises: InvalidArgument, NotFound."""
+    """Also one that starts or has ended: for its history. Raises: InvalidArgument, NotFound."""
     parsed = parse_id(sandbox_id)
     sandbox = (
         Sandbox.objects.select_related("template", "node")

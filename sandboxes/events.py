@@ -1,4 +1,4 @@
-"""Applying what a node reports: its events once each, and its whole list against ours, both ways."""
+"""Applying what a node reports: its events once each, its whole list against ours, both ways."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:
 def apply_events(
     node: Node, events: list[wire.NodeEvent], sandboxes: dict[str, Sandbox], *, now: datetime
 ) -> int:
-    """Apply those not seen before, in order. Returns the sequence number up to which all are safe."""
+    """Apply those not seen before, in order. Returns the number up to which all are safe."""
     fresh = sorted(
         (event for event in events if event.seq > node.last_event_seq), key=lambda event: event.seq
     )
@@ -151,7 +151,7 @@ def apply_events(
 
 
 def _apply_event(sandbox: Sandbox, event: wire.NodeEvent, *, now: datetime) -> None:
-    """Ends are final and applied here. The rest is told by the node's list, which cannot be stale."""
+    """Ends are final and applied here; for the rest the node's list decides, by its instants."""
     if event.kind is not wire.EventKind.ENDED:
         return
     try:

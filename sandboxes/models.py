@@ -52,7 +52,7 @@ class Node(models.Model):
 
 class SandboxQuerySet(models.QuerySet["Sandbox"]):
     def present(self, now: datetime) -> SandboxQuerySet:
-        """What the API shows. One past its deadline is gone, though its node has not said so yet."""
+        """What the API shows. One past its deadline is gone, though its node has not said so."""
         return self.filter(state__in=LISTED).exclude(
             state__in=RUNNING_STATES, on_timeout=Sandbox.OnTimeout.KILL, end_at__lte=now
         )

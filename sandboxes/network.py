@@ -96,7 +96,7 @@ def checked_egress(egress: EgressInput, *, proxy_name: str) -> dict[str, Any]:
 
 
 def check_denied(entry: str) -> None:
-    """An IP or a CIDR block; of the unspecified addresses only 0.0.0.0/0. Raises: InvalidArgument."""
+    """An IP or a CIDR block; of the unspecified ones only 0.0.0.0/0. Raises: InvalidArgument."""
     try:
         block = ipaddress.ip_network(entry, strict=False)
     except ValueError:

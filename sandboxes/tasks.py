@@ -11,10 +11,12 @@ from django.utils import timezone
 from sandboxes import live, reconcile
 
 
-@worker_ready.connect
-@worker_process_init.connect
 def pass_hints_through_web(**_: Any) -> None:
     live.relay_through_web()
+
+
+for _signal in (worker_ready, worker_process_init):
+    _signal.connect(pass_hints_through_web)
 
 
 @shared_task

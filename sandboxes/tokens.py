@@ -1,4 +1,4 @@
-"""The tokens of a sandbox: derived, so that they are the same after every pause, and never stored."""
+"""The tokens of a sandbox: derived, so the same after every pause, and never stored."""
 
 from __future__ import annotations
 

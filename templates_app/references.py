@@ -56,7 +56,7 @@ def check_tag(tag: str) -> None:
 
 
 def normalized_tags(raw: list[str]) -> list[str]:
-    """Tags to assign: lower-case, checked, each once, in the order given. Raises: InvalidArgument."""
+    """Tags to assign: lower-case, checked, each once, in their order. Raises: InvalidArgument."""
     tags = []
     for item in raw:
         tag = item.strip().lower()

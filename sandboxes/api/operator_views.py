@@ -35,7 +35,7 @@ class KillAnswer(BaseModel):
 
 
 def access_node(node_id: str) -> Node:
-    node = _counted().filter(node_id=node_id).first()
+    node: Node | None = _counted().filter(node_id=node_id).first()
     if node is None:
         raise NotFound("Node not found")
     return node

@@ -314,7 +314,7 @@ class BrokenAgent(FakeAgent):
 
 
 class VanishingNode(FakeAgent):
-    """Does the work and then hangs up without an answer, on routes that end in one of `vanishing`."""
+    """Does the work, then hangs up without an answer, on routes that end in one of `vanishing`."""
 
     def __init__(
         self, *args: Any, vanishing: tuple[str, ...] = ("/v1/sandboxes",), **kwargs: Any

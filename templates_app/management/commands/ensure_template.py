@@ -1,4 +1,4 @@
-"""`manage.py ensure_template`: one of the platform's own templates, from an image the engine has."""
+"""`manage.py ensure_template`: one of the platform's templates, from an image the engine has."""
 
 from __future__ import annotations
 
