@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -53,15 +54,15 @@ class RunningGuest:
 
 
 @pytest.fixture(scope="session")
-def running_guest(tmp_path_factory):
+def running_guest():
     if os.getuid() != 0:
         pytest.skip("the guest needs root, as PID 1 of a container has it")
-    directory = tmp_path_factory.mktemp("guest")
-    for path in [directory, *directory.parents][:4]:
-        path.chmod(path.stat().st_mode | 0o011)  # the sandbox's user must get in
-    guest = RunningGuest(directory)
-    yield guest
-    guest.stop()
+    # Not below pytest's own directory: each session closes that to other users, also a parallel one.
+    with tempfile.TemporaryDirectory(prefix="sandlot-guest-") as directory:
+        Path(directory).chmod(0o755)
+        guest = RunningGuest(Path(directory))
+        yield guest
+        guest.stop()
 
 
 @pytest.fixture
