@@ -25,6 +25,7 @@ class BillingAccount(models.Model):
     rail = models.CharField(max_length=10, choices=Rail, default=Rail.LOCAL)
     anchor_day = models.PositiveSmallIntegerField(default=1)
     stripe_customer_id = models.CharField(max_length=255, unique=True, null=True, blank=True)
+    stripe_generation = models.PositiveIntegerField(default=0)  # customers deleted at Stripe
     has_payment_method = models.BooleanField(default=False)
     payment_method_label = models.CharField(max_length=60, blank=True)
     company = models.CharField(max_length=200, blank=True)

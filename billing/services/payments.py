@@ -260,6 +260,30 @@ def record_refund(*, invoice: Invoice, amount_minor: int, key: str, now: datetim
         _book(invoice, LedgerKind.REFUND, amount_minor, stored_key, now)
 
 
+def refund_payment(*, invoice: Invoice, amount_minor: int, key: str, now: datetime) -> None:
+    """Send money back. On Stripe's rail it is ordered there and booked when Stripe confirms it.
+
+    Raises: InvalidArgument for more than was paid and not yet taken back, Conflict unless paid.
+    """
+    with transaction.atomic():
+        _account, invoice = _locked(invoice)
+        if invoice.status != InvoiceStatus.PAID:
+            raise Conflict(f"invoice {invoice.number} is {invoice.status}, not paid")
+        if Outbox.objects.filter(key=f"invoice:{invoice.pk}:refund:{key}").exists():
+            return
+        if not 0 < amount_minor <= _creditable(invoice):
+            raise InvalidArgument(f"a refund is between 1 and {_creditable(invoice)} minor units")
+        if invoice.stripe_invoice_id is None:
+            record_refund(invoice=invoice, amount_minor=amount_minor, key=key, now=now)
+            return
+        Outbox.objects.create(
+            key=f"invoice:{invoice.pk}:refund:{key}",
+            kind="refund",
+            payload={"invoice_id": invoice.pk, "amount_minor": amount_minor},
+            next_at=now,
+        )
+
+
 def _creditable(invoice: Invoice) -> int:
     taken = sum(invoice.credit_notes.values_list("amount_minor", flat=True))
     return invoice.total_minor - taken

@@ -142,6 +142,9 @@ def _fits(kind: Any, value: Any, path: str) -> bool:
 
 
 def _fits_any(options: tuple[Any, ...], value: Any, path: str) -> bool:
+    words = [option for option in options if typing.get_origin(option) is Literal]
+    if words and isinstance(value, str):  # `Literal[…] | str` is an open list; ours is closed
+        return any(value in typing.get_args(option) for option in words)
     refusal: BadParam | None = None
     for option in options:
         try:
