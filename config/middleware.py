@@ -1,10 +1,9 @@
-"""The API's edge: CORS, body size, the Host header, before the dashboard's machinery."""
+"""The API's edge: CORS, body size, the Host header, answers without the dashboard's machinery."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 from typing import Any
 
 from django.conf import settings
