@@ -1,4 +1,8 @@
-"""`python -m nodeagent`: the agent of this machine. SIGTERM drains it; sandboxes run on."""
+"""`python -m nodeagent`: the agent of this machine. SIGTERM drains it; sandboxes run on.
+
+`python -m nodeagent purge`: remove the node's containers, network and packet filter rules instead.
+What the state directory says of sandboxes stays; the next agent reports their end.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,9 @@ from nodeagent.errors import AgentError
 from nodeagent.gateway import Gateway, GatewaySettings
 from nodeagent.guest.bundle import build_bundle
 from nodeagent.heartbeat import HttpControlPlane
-from nodeagent.netpolicy import IptablesFirewall, host_resolvers
+from nodeagent.netpolicy import IptablesFirewall, host_resolvers, uninstall
 from nodeagent.records import StateStore
-from nodeagent.runtime.docker import DockerRuntime
+from nodeagent.runtime.docker import DockerRuntime, bridge_name, purge
 from nodeagent.server import AgentServer
 from nodeagent.settings import Settings
 
@@ -34,6 +38,8 @@ def main() -> int:
         print(f"nodeagent: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
         return 2
     _set_up_logging(settings)
+    if sys.argv[1:] == ["purge"]:
+        return _purge(settings)
     try:
         uvloop.run(run(settings))
     except ExceptionGroup as group:  # side tasks of the agent that failed
@@ -46,6 +52,17 @@ def main() -> int:
     except (AgentError, OSError) as error:
         logger.error("The agent stops: %s", error)
         return 1
+    return 0
+
+
+def _purge(settings: Settings) -> int:
+    try:
+        count = purge(settings.node_id)
+        uninstall(settings.node_id, bridge_name(settings.node_id))
+    except AgentError as error:
+        logger.error("Not all could be removed: %s", error)
+        return 1
+    logger.info("Removed %d containers, the network and the rules of the node.", count)
     return 0
 
 

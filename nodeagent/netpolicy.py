@@ -237,22 +237,6 @@ class IptablesFirewall:
     async def verify(self) -> None:
         await self._call(self._verify)
 
-    def uninstall(self) -> None:
-        """Remove every chain and hook of this node. Blocking."""
-        for program in ("iptables", "ip6tables"):
-            for hook in self._hooks(program):
-                while _run([program, "-w", "5", "-D", *hook], check=False):
-                    pass
-            listing = _output([program, "-w", "5", "-S"])
-            chains = [
-                line.split()[1]
-                for line in listing.splitlines()
-                if line.startswith(f"-N {self.prefix}-")
-            ]
-            lines = [f":{chain} - [0:0]" for chain in chains] + [f"-X {chain}" for chain in chains]
-            if lines:
-                _restore(program, lines)
-
     # -- blocking parts, in the thread ----------------------------------------------------------
 
     def _install(self) -> None:
@@ -267,24 +251,10 @@ class IptablesFirewall:
         _restore("iptables", lines)
         _restore("ip6tables", [f":{self.prefix}-F - [0:0]", f"-A {self.prefix}-F -j DROP"])
         for program in ("iptables", "ip6tables"):
-            for hook in reversed(self._hooks(program)):
+            for hook in reversed(_hooks(program, self.prefix, self._bridge)):
                 if not _run([program, "-w", "5", "-C", *hook], check=False):
                     where, rule = hook[0], hook[1:]
                     _run([program, "-w", "5", "-I", where, "1", *rule])
-
-    def _hooks(self, program: str) -> list[list[str]]:
-        """Where our chains are entered. Nothing from outside may open a connection to a sandbox."""
-        if program == "ip6tables":
-            return [
-                ["FORWARD", "-i", self._bridge, "-j", f"{self.prefix}-F"],
-                ["INPUT", "-i", self._bridge, "-j", f"{self.prefix}-F"],
-            ]
-        inbound = ["-o", self._bridge, "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"]
-        return [
-            ["DOCKER-USER", "-i", self._bridge, "-j", f"{self.prefix}-F"],
-            ["DOCKER-USER", *inbound],
-            ["INPUT", "-i", self._bridge, "-j", f"{self.prefix}-H"],
-        ]
 
     def _apply(self, container_id: str, ip: str, network: NetworkConfig) -> None:
         # An address may come back to us while its former owner is still being cleared away.
@@ -320,11 +290,7 @@ class IptablesFirewall:
         self._rules = rules
         self._install()
         wanted = {sandbox_chain(self.prefix, container_id) for container_id in rules}
-        strays = [
-            line.split()[1]
-            for line in _output(["iptables", "-w", "5", "-S"]).splitlines()
-            if line.startswith(f"-N {self.prefix}-")
-        ]
+        strays = _chains("iptables", self.prefix)
         base = {f"{self.prefix}-{end}" for end in "FBHS"}
         lines = [
             line
@@ -337,7 +303,7 @@ class IptablesFirewall:
 
     def _verify(self) -> None:
         for program in ("iptables", "ip6tables"):
-            for hook in self._hooks(program):
+            for hook in _hooks(program, self.prefix, self._bridge):
                 if not _run([program, "-w", "5", "-C", *hook], check=False):
                     logger.warning("The node's packet filter rules were gone; put back.")
                     self._install()
@@ -345,6 +311,40 @@ class IptablesFirewall:
 
     async def _call(self, function: Callable[..., None], *args: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+
+def uninstall(node_id: str, bridge: str) -> None:
+    """Remove every chain of a node and every way into them. Blocking. Raises: Unavailable."""
+    prefix = chain_prefix(node_id)
+    for program in ("iptables", "ip6tables"):
+        for hook in _hooks(program, prefix, bridge):
+            while _run([program, "-w", "5", "-D", *hook], check=False):
+                pass
+        chains = _chains(program, prefix)
+        if chains:
+            _restore(
+                program,
+                [f":{chain} - [0:0]" for chain in chains] + [f"-X {chain}" for chain in chains],
+            )
+
+
+def _chains(program: str, prefix: str) -> list[str]:
+    listing = _output([program, "-w", "5", "-S"])
+    return [line.split()[1] for line in listing.splitlines() if line.startswith(f"-N {prefix}-")]
+
+
+def _hooks(program: str, prefix: str, bridge: str) -> list[list[str]]:
+    """Where the chains are entered. Nothing from outside may open a connection to a sandbox."""
+    if program == "ip6tables":
+        return [
+            ["FORWARD", "-i", bridge, "-j", f"{prefix}-F"],
+            ["INPUT", "-i", bridge, "-j", f"{prefix}-F"],
+        ]
+    return [
+        ["DOCKER-USER", "-i", bridge, "-j", f"{prefix}-F"],
+        ["DOCKER-USER", "-o", bridge, "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"],
+        ["INPUT", "-i", bridge, "-j", f"{prefix}-H"],
+    ]
 
 
 def _restore(program: str, lines: Sequence[str]) -> None:

@@ -243,7 +243,7 @@ class DockerRuntime:
                 labels={LABEL: self._node_id},
                 options={
                     "com.docker.network.bridge.enable_icc": "false",
-                    "com.docker.network.bridge.name": _bridge_name(self._node_id),
+                    "com.docker.network.bridge.name": bridge_name(self._node_id),
                 },
             )
             found = self._api.inspect_network(self.network)
@@ -540,7 +540,22 @@ def _engine_errors() -> Iterator[None]:
         raise
 
 
-def _bridge_name(node_id: str) -> str:
+def purge(node_id: str) -> int:
+    """Remove a node's containers and network from the engine. Blocking. Returns how many
+    containers.
+    """
+    with _engine_errors(), contextlib.closing(docker.DockerClient.from_env(timeout=120)) as client:
+        label = {"label": f"{LABEL}={node_id}"}
+        found = client.api.containers(all=True, filters=label)
+        for item in found:
+            with contextlib.suppress(docker.errors.NotFound):
+                client.api.remove_container(item["Id"], v=True, force=True)
+        for network in client.api.networks(filters=label):
+            client.api.remove_network(network["Id"])
+        return len(found)
+
+
+def bridge_name(node_id: str) -> str:
     """At most 15 characters, so long node ids are shortened by a hash."""
     return "sl-" + hashlib.sha256(node_id.encode()).hexdigest()[:10]
 
