@@ -16,12 +16,6 @@ from billing.services.invoices import close_due_periods
 from billing.services.notices import mail_notices
 from billing.services.payments import run_dunning
 from billing.services.rollup import roll_due
-from billing.services.spend import sweep_spend
-
-
-@shared_task
-def sweep_spend_limits(**_: Any) -> None:
-    sweep_spend(now=timezone.now())
 
 
 @shared_task

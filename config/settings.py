@@ -6,7 +6,9 @@ Each variable is described in docs/reference/settings.md.
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -198,6 +200,8 @@ else:
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": STATE_DIR / "db.sqlite3",
+            # A file for tests as well: in memory, threads meet locks that no other database has.
+            "TEST": {"NAME": Path(tempfile.gettempdir()) / f"sandlot-test-{os.getpid()}.sqlite3"},
             "CONN_MAX_AGE": None,  # a thread keeps its connection; opening one costs a millisecond
             "OPTIONS": {
                 "timeout": 20,
@@ -270,8 +274,8 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": timedelta(hours=1),
         "options": {"expires": 3600},
     },
-    "sweep-spend-limits": {
-        "task": "billing.tasks.sweep_spend_limits",
+    "enforce-spend-limits": {
+        "task": "sandboxes.tasks.enforce_spend_limits",
         "schedule": timedelta(seconds=15),
         "options": {"expires": 15},
     },

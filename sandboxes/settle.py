@@ -86,13 +86,10 @@ def became_running(
                 api_key_id=str(sandbox.created_by_key_id or ""),
                 node_id=node_id,
                 labels=sandbox.metadata,
-                started_at=started_at,
-                now=now,
+                now=now,  # not `started_at`: a node whose clock is behind would charge the past
             )
         else:
-            usage.resume_usage(
-                sandbox_id=sandbox.public_id, now=now, at=started_at, node_id=node_id
-            )
+            usage.resume_usage(sandbox_id=sandbox.public_id, now=now, node_id=node_id)
     return True
 
 
@@ -112,8 +109,18 @@ def became_paused(
             keeps_memory=keeps_memory,
         )
         if moved:
-            usage.pause_usage(sandbox_id=sandbox.public_id, now=now, at=paused_at)
+            ran_for = _ran_for(sandbox, until=paused_at)
+            usage.pause_usage(sandbox_id=sandbox.public_id, now=now, ran_for=ran_for)
     return moved
+
+
+def _ran_for(sandbox: Sandbox, *, until: datetime) -> timedelta | None:
+    """How long the present run lasted; both instants are its node's, so its clock's offset
+    cancels out.
+    """
+    if sandbox.started_at is None or until < sandbox.started_at:
+        return None
+    return until - sandbox.started_at
 
 
 def became_ended(

@@ -8,7 +8,8 @@ from celery import shared_task
 from celery.signals import worker_process_init, worker_ready
 from django.utils import timezone
 
-from sandboxes import live, reconcile
+from billing.services.spend import sweep_spend
+from sandboxes import live, overdrawn, reconcile
 
 
 def pass_hints_through_web(**_: Any) -> None:
@@ -36,3 +37,11 @@ def forget_old_records(**_: Any) -> None:
     now = timezone.now()
     reconcile.forget_old_records(now=now)
     reconcile.remove_unused_images(now=now)
+
+
+@shared_task
+def enforce_spend_limits(**_: Any) -> None:
+    """One task for both halves: what the sweep finds stops in the same turn."""
+    now = timezone.now()
+    sweep_spend(now=now)
+    overdrawn.stop_overdrawn(now=now)
