@@ -57,7 +57,7 @@ class RunningGuest:
 def running_guest():
     if os.getuid() != 0:
         pytest.skip("the guest needs root, as PID 1 of a container has it")
-    # Not below pytest's own directory: each session closes that to other users, also a parallel one.
+    # Not below pytest's directory: every session, also a parallel one, closes it to others.
     with tempfile.TemporaryDirectory(prefix="sandlot-guest-") as directory:
         Path(directory).chmod(0o755)
         guest = RunningGuest(Path(directory))

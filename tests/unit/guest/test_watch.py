@@ -125,17 +125,18 @@ async def test_moved_directories_go_on_under_their_new_name(watch, place):
     assert back[0] == ("c", "CREATE")
 
 
-async def test_entries_come_with_what_still_exists(watch, place):
+async def test_entries_come_where_there_is_something_to_describe(watch, place):
     channel = await watch(recursive=True, include_entry=True)
-    (place / "f").write_text("x")
-    (place / "gone").touch()
-    (place / "gone").unlink()
+    (place / "f").mkdir()
+    (place / "f").rmdir()
+    (place / "g").write_text("x")
 
     events = await channel.drain()
-    first = events[0]
-    assert first["entry"]["path"] == str(place / "f")
-    assert first["entry"]["type"] == "FILE_TYPE_FILE"
-    assert all("entry" not in event for event in events if event["name"] == "gone")
+    kinds = {event["type"] for event in events if "entry" not in event}
+    entry = next(event["entry"] for event in events if event["name"] == "g")
+    assert (entry["path"], entry["type"]) == (str(place / "g"), "FILE_TYPE_FILE")
+    assert "EVENT_TYPE_REMOVE" in kinds
+    assert "EVENT_TYPE_WRITE" not in kinds
 
 
 async def test_a_stream_of_events_comes_as_they_happen(watch, place):
