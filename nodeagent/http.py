@@ -27,6 +27,10 @@ class BodyTooLarge(AgentError):
     connect_code, http_status, error_code = "resource_exhausted", 413, "body_too_large"
 
 
+def _has_length(headers: Headers) -> bool:
+    return any(name == b"content-length" for name, _ in headers)
+
+
 class Request:
     """One request. Header names are lower-case; a repeated header's first value counts."""
 
@@ -38,6 +42,7 @@ class Request:
         self.exchange: Exchange = scope["extensions"]["sandlot"]
         self.response_started = False
         self.extra_headers: Headers = []  # added to whatever is answered (CORS)
+        self._ends_with_connection = False
         self._receive = receive
         self._send = send
         self._query: dict[str, str] | None = None
@@ -87,6 +92,9 @@ class Request:
 
     async def start(self, status: int, headers: Headers) -> None:
         self.response_started = True
+        if self.scope.get("http_version") == "1.0" and not _has_length(headers):
+            self._ends_with_connection = True
+            self.exchange.stream_until_close()
         await self._send(
             {
                 "type": "http.response.start",
@@ -100,6 +108,10 @@ class Request:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self, data: bytes = b"") -> None:
+        if self._ends_with_connection:
+            await self.write(data)
+            self.exchange.close_stream()
+            return
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_SECONDS = 30.0  # a client that does not finish its request head is let go
+_ENDLESS = 2**62
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
@@ -39,6 +40,18 @@ class Exchange:
     def reset(self) -> None:
         """End the connection with a TCP reset: unsent data is lost, the client sees a failure."""
         reset_transport(self._protocol.transport)
+
+    def stream_until_close(self) -> None:
+        """Frame the answer by the end of the connection: HTTP/1.0 knows no chunks."""
+        cycle = self._protocol.cycle
+        cycle.chunked_encoding = False
+        cycle.expected_content_length = _ENDLESS
+        cycle.keep_alive = False
+
+    def close_stream(self) -> None:
+        """The end of an answer begun with `stream_until_close`."""
+        self._protocol.cycle.response_complete = True
+        self._protocol.transport.close()
 
     def take_over(self, protocol: asyncio.Protocol) -> tuple[asyncio.Transport, bytes]:
         """Hand the connection to `protocol`. Returns it and what the client already sent."""
@@ -69,6 +82,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.access_log = False  # whatever the logging configuration says: it is the hot path
         self.is_lost = False
         self._upgrade_rest = b""
         self._head_bytes = 0

@@ -62,6 +62,7 @@ class Upstream(asyncio.Protocol):
         self._body: deque[bytes] = deque()
         self._buffered = 0
         self._head_bytes = 0
+        self._keeps_alive = False
         self._is_reading = True
         self._waiter: asyncio.Future[None] | None = None
         self._can_write = asyncio.Event()
@@ -128,6 +129,7 @@ class Upstream(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status >= 200 or status == 101:
             self.status, self.has_head = status, True
+            self._keeps_alive = self._parser.should_keep_alive()
 
     def on_body(self, body: bytes) -> None:
         if self.has_head:
@@ -182,7 +184,7 @@ class Upstream(asyncio.Protocol):
             and not self._body
             and self._failure is None
             and self._is_reading
-            and self._parser.should_keep_alive()
+            and self._keeps_alive
             and not self._ends_with_connection()
         )
 
@@ -419,35 +421,38 @@ class TunnelEnd(asyncio.Protocol):
 
     def __init__(self, closed: asyncio.Event) -> None:
         self.transport: asyncio.Transport | None = None
-        self.other: asyncio.Transport | None = None
+        self.other: TunnelEnd | None = None
         self._closed = closed
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not an isinstance check: uvloop's transports are no subclass of asyncio's.
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self.other is not None:
-            self.other.write(data)
+        if self._there is not None:
+            self._there.write(data)
 
     def eof_received(self) -> bool:
-        if self.other is None or not self.other.can_write_eof():
-            return False
-        self.other.write_eof()
-        return True
+        return False  # the end of either side is the end of the tunnel, as in other proxies
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.other is not None:
-            self.other.close()
+        if self._there is not None:
+            self._there.close()
         self._closed.set()
 
     def pause_writing(self) -> None:
-        if self.other is not None and not self.other.is_closing():
-            self.other.pause_reading()
+        if self._there is not None:
+            self._there.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.other is not None and not self.other.is_closing():
-            self.other.resume_reading()
+        if self._there is not None:
+            self._there.resume_reading()
+
+    @property
+    def _there(self) -> asyncio.Transport | None:
+        """The other side's transport, while it can be used."""
+        if self.other is None or self.other.transport is None:
+            return None
+        return None if self.other.transport.is_closing() else self.other.transport
 
 
 async def _tunnel(sandbox: LiveSandbox, request: Request, upstream: Upstream) -> None:
@@ -455,7 +460,7 @@ async def _tunnel(sandbox: LiveSandbox, request: Request, upstream: Upstream) ->
     inner, outer = TunnelEnd(closed), TunnelEnd(closed)
     request.response_started = True
     client, sent_early = request.exchange.take_over(outer)
-    inner.transport, inner.other, outer.other = upstream.transport, client, upstream.transport
+    inner.transport, inner.other, outer.other = upstream.transport, outer, inner
     upstream.transport.set_protocol(inner)
     head = [b"HTTP/1.1 101 %b\r\n" % (upstream.reason or b"Switching Protocols")]
     head += [b"%b: %b\r\n" % item for item in upstream.headers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Any
 
@@ -15,6 +16,9 @@ from nodeagent.sandbox import LiveSandbox, Node
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+
+# Services that were running before the sandbox was claimed learn its variables here.
+ENVS_PATH = "/run/e2b/envs.json"
 
 
 def adopt(node: Node, sandbox: LiveSandbox) -> None:
@@ -31,7 +35,16 @@ def adopt(node: Node, sandbox: LiveSandbox) -> None:
     state.adoption = asyncio.get_running_loop().create_task(_adopt(node, sandbox, state), name=name)
 
 
+def release(sandbox: LiveSandbox) -> None:
+    """Let go of a sandbox that has ended."""
+    state: SandboxEnvd | None = sandbox.envd
+    sandbox.envd = None
+    if state is not None:
+        state.hold(asyncio.ensure_future(state.close()))
+
+
 async def _adopt(node: Node, sandbox: LiveSandbox, state: SandboxEnvd) -> None:
+    await _tell_variables(sandbox)
     for attempt in range(ATTEMPTS):
         try:
             found = await sandbox.link.call("processes")
@@ -45,6 +58,25 @@ async def _adopt(node: Node, sandbox: LiveSandbox, state: SandboxEnvd) -> None:
                 extra={"sandbox_id": sandbox.sandbox_id},
             )
             await asyncio.sleep(0.2 * attempt)
+
+
+async def _tell_variables(sandbox: LiveSandbox) -> None:
+    """Best effort: a full disk must not keep the sandbox from being used."""
+    try:
+        writer = await sandbox.link.open_write(
+            user="root", path=ENVS_PATH, default_workdir="", metadata={}
+        )
+        try:
+            await writer.write(json.dumps(sandbox.env()).encode())
+            await writer.finish()
+        finally:
+            writer.close()
+    except AgentError as error:
+        logger.warning(
+            "Could not tell a sandbox its variables: %s",
+            error,
+            extra={"sandbox_id": sandbox.sandbox_id},
+        )
 
 
 async def _attach(

@@ -16,7 +16,7 @@ from typing import Any
 import docker
 import uvloop
 
-from nodeagent.envd.adoption import adopt
+from nodeagent.envd.adoption import adopt, release
 from nodeagent.errors import Conflict, NotFound
 from nodeagent.gateway import Gateway, GatewaySettings
 from nodeagent.guest.boot import Handover, socket_path
@@ -165,6 +165,7 @@ class Rig:
         def unroute() -> None:
             self.node.sandboxes.pop(sandbox.sandbox_id, None)
             sandbox.unroute()
+            release(sandbox)
 
         self.call(unroute)
         container = self._containers.pop(sandbox.sandbox_id, None)

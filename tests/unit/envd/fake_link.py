@@ -146,7 +146,7 @@ class FakeWatch:
 
 
 class FakeLink:
-    """`ports`: port -> factory of a transport for `dial`. `kept`: watchers that outlive the agent."""
+    """`kept`: watchers that outlive the agent. `dials`: ports asked for; nothing listens."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
