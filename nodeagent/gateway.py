@@ -16,6 +16,7 @@ from nodeagent import edge_errors, routing
 from nodeagent.edge_errors import EdgeError
 from nodeagent.envd import app as envd
 from nodeagent.envd.signing import is_signed_by, same_secret
+from nodeagent.envd.state import state_of
 from nodeagent.errors import (
     AgentError,
     Conflict,
@@ -155,6 +156,7 @@ class Gateway:
             sandbox.aborts.discard(abort)
 
     async def _serve_port(self, sandbox: LiveSandbox, port: int, request: Request) -> None:
+        await state_of(sandbox).wait_adopted()  # it may look for the sandbox's variables
         try:
             await self._proxy.serve(sandbox, port, request)
         except AgentError as error:
