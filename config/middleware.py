@@ -77,7 +77,7 @@ def _body_length(request: HttpRequest) -> int:
     stream: Any = getattr(
         request, "_stream", None
     )  # the whole body, spooled by Django's ASGI handler
-    if declared or not hasattr(stream, "seek"):
+    if declared or stream is None or not stream.seekable():
         return declared
     measured: int = stream.seek(0, os.SEEK_END)
     stream.seek(0)
