@@ -28,6 +28,7 @@ def up(deployment: Deployment, _: list[str]) -> int:
     try:
         stack.install()
         stack.prepare(deployment)
+        stack.collect_static(deployment)
         if report(deployment, only_problems=True):
             raise OpsError("this machine is not fit yet; `make doctor` shows all of it")
         stack.start(deployment)

@@ -17,6 +17,9 @@ from pathlib import Path
 from ops.deployment import Deployment
 from ops.shell import REPOSITORY, VENV, OpsError, ask, paint
 
+# Ours while we run; they outlive us. Kept, or Python would warn that we forgot them.
+_started: list[subprocess.Popen[bytes]] = []
+
 COLOURS = {"web": "cyan", "worker": "yellow", "agent": "green"}
 
 
@@ -75,7 +78,6 @@ startsecs=1
 startretries=1000
 stopsignal=TERM
 stopwaitsecs=20
-stopasgroup=true
 killasgroup=true
 redirect_stderr=true
 stdout_logfile={state}/logs/{name}.log
@@ -113,6 +115,7 @@ def start(deployment: Deployment) -> None:
             stderr=out,
             start_new_session=True,
         )
+    _started.append(process)
     deadline = time.monotonic() + 15
     while supervisor_pid(deployment) is None:
         if process.poll() is not None or time.monotonic() > deadline:

@@ -27,35 +27,41 @@ def install() -> None:
     packages.ensure_assets()
 
 
+# One process for all: starting Django takes longer than most of what it is started for.
+_PREPARE = """
+import sys, django
+from django.core.management import call_command
+django.setup()
+call_command("migrate", interactive=False, verbosity=0)
+call_command("ensure_template", name="base", image=sys.argv[1], public=True)
+"""
+
+
 def prepare(deployment: Deployment) -> None:
-    """Secrets, image, database, static files: all safe to repeat."""
+    """Secrets, image, database: all safe to repeat."""
     deployment.prepare_state_dir()
     engine.ensure_engine(deployment)
     images.ensure_base_image(deployment.environ)
     with step("Preparing the database"):
-        manage(deployment, "migrate", "--noinput", "--verbosity", "0")
-        collect_static(deployment)
-        manage(
-            deployment,
-            "ensure_template",
-            "--name",
-            "base",
-            "--image",
-            images.BASE_IMAGE,
-            "--public",
-        )
+        _django(deployment, ["-c", _PREPARE, images.BASE_IMAGE], name="preparing the database")
 
 
 def collect_static(deployment: Deployment) -> None:
     """Copy the dashboard's files to where web serves them; they belong to the clone."""
-    # django_htmx brings htmx too; we serve our own copy, and its modules do not resolve once hashed.
-    manage(deployment, "collectstatic", "--noinput", "--verbosity", "0", "--ignore", "django_htmx")
+    # django_htmx brings htmx too; we serve our own, and its modules do not resolve once hashed.
+    words = ("--noinput", "--verbosity", "0", "--ignore", "django_htmx")
+    with step("Collecting the dashboard's files"):
+        manage(deployment, "collectstatic", *words)
 
 
 def manage(deployment: Deployment, *words: str) -> str:
     """Run a Django command in this deployment; returns its stdout."""
+    return _django(deployment, ["manage.py", *words], name=f"manage.py {words[0]}")
+
+
+def _django(deployment: Deployment, words: list[str], *, name: str) -> str:
     done = subprocess.run(
-        [VENV / "bin/python", "manage.py", *words],
+        [VENV / "bin/python", *words],
         cwd=REPOSITORY,
         env=deployment.process_environ(),
         stdin=subprocess.DEVNULL,
@@ -65,7 +71,7 @@ def manage(deployment: Deployment, *words: str) -> str:
     )
     if done.returncode:
         tail = "\n".join(done.stderr.splitlines()[-15:])
-        raise OpsError(f"`manage.py {words[0]}` failed with exit code {done.returncode}\n{tail}")
+        raise OpsError(f"{name} failed with exit code {done.returncode}\n{tail}")
     return done.stdout
 
 

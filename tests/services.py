@@ -1,4 +1,4 @@
-"""Which services answer, asked once. Those that `REQUIRE_SERVICES=docker,…` names may not be missing."""
+"""Which services answer, asked once; those in `REQUIRE_SERVICES=docker,…` may not be missing."""
 
 from __future__ import annotations
 

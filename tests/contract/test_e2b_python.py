@@ -1,4 +1,4 @@
-"""The official Python SDK, the pinned release and the newest, unmodified, against the whole stack."""
+"""The official Python SDK, a pinned release and the newest, unmodified, on the whole stack."""
 
 from __future__ import annotations
 

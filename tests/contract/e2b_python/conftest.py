@@ -1,4 +1,4 @@
-"""Sandboxes for the official SDK's tests. Its settings come from the environment, as a user's do."""
+"""Sandboxes for the official SDK's tests, which reads its settings from the environment."""
 
 from __future__ import annotations
 

@@ -23,7 +23,11 @@ def test_text_comes_back_as_it_was_sent(shared: Sandbox, text: str) -> None:
 def test_standard_error_and_exit_code_are_told_apart(shared: Sandbox) -> None:
     with pytest.raises(CommandExitException) as caught:
         shared.commands.run("echo out; echo err >&2; exit 7")
-    assert (caught.value.exit_code, caught.value.stdout, caught.value.stderr) == (7, "out\n", "err\n")
+    assert (caught.value.exit_code, caught.value.stdout, caught.value.stderr) == (
+        7,
+        "out\n",
+        "err\n",
+    )
 
 
 def test_output_streams_while_the_command_runs(shared: Sandbox) -> None:
@@ -114,9 +118,12 @@ def test_many_commands_at_once_keep_their_output_apart(shared: Sandbox) -> None:
 
 def test_the_base_template_has_the_promised_tools(shared: Sandbox) -> None:
     script = (
-        "python -c 'import sys; print(sys.version_info[:2])'; node -p 'process.version.split(`.`)[0]'; "
-        "for t in npm yarn git gh curl sudo gcc make jq pip ps ip; do command -v $t >/dev/null || echo no $t; done; "
-        "touch /code/x /usr/local/x && locale | grep ^LANG=; ping -c1 -W2 127.0.0.1 | grep -c 'bytes from'"
+        "python -c 'import sys; print(sys.version_info[:2])'; "
+        "node -p 'process.version.split(`.`)[0]'; "
+        "for tool in npm yarn git gh curl sudo gcc make jq pip ps ip; "
+        "do command -v $tool >/dev/null || echo no $tool; done; "
+        "touch /code/x /usr/local/x && locale | grep ^LANG=; "
+        "ping -c1 -W2 127.0.0.1 | grep -c 'bytes from'"
     )
     result = shared.commands.run(script)
     assert result.stdout == "(3, 11)\nv20\nLANG=C.UTF-8\n1\n"

@@ -5,7 +5,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from e2b import FileType, FilesystemEventType, NotFoundException, Sandbox, SandboxException
+from e2b import FilesystemEventType, FileType, NotFoundException, Sandbox, SandboxException
 
 
 def test_text_bytes_and_file_objects_are_written_and_read(shared: Sandbox, folder: str) -> None:
@@ -106,7 +106,7 @@ def test_a_watch_tells_what_happens_in_a_folder(shared: Sandbox, folder: str) ->
     handle = shared.files.watch_dir(folder)
     shared.files.write(f"{folder}/new", "1")
     events = handle.get_new_events()
-    assert [(event.name, event.type) for event in events][0] == ("new", FilesystemEventType.CREATE)
+    assert (events[0].name, events[0].type) == ("new", FilesystemEventType.CREATE)
     assert FilesystemEventType.WRITE in [event.type for event in events]
     handle.stop()
     with pytest.raises(SandboxException):
@@ -142,7 +142,7 @@ def test_signed_urls_carry_a_file_both_ways(shared: Sandbox, folder: str) -> Non
     with urllib.request.urlopen(url) as answer:
         assert answer.read() == b"by url"
     body = (
-        b"--sep\r\nContent-Disposition: form-data; name=\"file\"; filename=\"up\"\r\n\r\n"
+        b'--sep\r\nContent-Disposition: form-data; name="file"; filename="up"\r\n\r\n'
         b"uploaded\r\n--sep--\r\n"
     )
     target = shared.upload_url(f"{folder}/up", use_signature_expiration=60)

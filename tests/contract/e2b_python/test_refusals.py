@@ -22,7 +22,7 @@ def test_an_unknown_template_is_told_and_nothing_is_created() -> None:
 @pytest.mark.parametrize("timeout", [-5, 10**9])
 def test_a_timeout_out_of_range_is_refused(timeout: int) -> None:
     before = count()
-    with pytest.raises(SandboxException, match="(?i)timeout"):
+    with pytest.raises(SandboxException, match=r"(?i)timeout"):
         Sandbox.create(timeout=timeout)
     assert count() == before
 
