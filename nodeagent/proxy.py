@@ -11,7 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE
 
 from nodeagent.errors import AgentError, GuestFault, Unavailable
-from nodeagent.http import Headers, Request
+from nodeagent.http import ClientGone, Headers, Request
 from nodeagent.http_protocol import reset_transport
 from nodeagent.sandbox import LiveSandbox
 
@@ -362,7 +362,7 @@ async def _send_body(request: Request, upstream: Upstream) -> None:
             await upstream.write(chunk)
         if is_chunked:
             await upstream.write(b"0\r\n\r\n")
-    except AgentError:
+    except (AgentError, ClientGone):
         pass
 
 
