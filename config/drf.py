@@ -124,7 +124,9 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse
     if isinstance(error, AppError):
         if error.http_status >= 500 and error.http_status not in (501, 503, 504):
             logger.error("API request failed: %s", error.message, exc_info=error)
-        return JsonResponse(error.body(), status=error.http_status, headers=error.headers)
+        response = JsonResponse(error.body(), status=error.http_status, headers=error.headers)
+        response._has_been_logged = True  # type: ignore[attr-defined]  # or Django does, as error
+        return response
     if isinstance(error, drf_exceptions.APIException):
         status = error.status_code
         message = "method not allowed" if status == 405 else _text(error.detail)

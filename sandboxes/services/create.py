@@ -203,6 +203,9 @@ def _give_up(sandbox: Sandbox, failures: list[agent_errors.AgentError]) -> None:
 
 
 def _as_app_error(error: agent_errors.AgentError, *, tried: int) -> AppError:
+    if error.error_code == agent_errors.AgentError.error_code:
+        # The client takes a node's own 500 for unavailable, since neither tells what took effect.
+        return _create_failed(error, tried=tried)
     match error:
         case agent_errors.Unavailable() | agent_errors.QuotaExceeded() | agent_errors.NoSpace():
             return Unavailable(
@@ -225,12 +228,16 @@ def _as_app_error(error: agent_errors.AgentError, *, tried: int) -> AppError:
         case agent_errors.Conflict():
             return Conflict(f"Failed to place sandbox: {error.message}")
         case _:
-            return AppError(
-                f"Failed to place sandbox: sandbox creation failed on {tried} node(s),"
-                f" please retry; {error.message}",
-                error_code="sandbox_create_failed",
-                headers=NO_RETRY,
-            )
+            return _create_failed(error, tried=tried)
+
+
+def _create_failed(error: agent_errors.AgentError, *, tried: int) -> AppError:
+    return AppError(
+        f"Failed to place sandbox: sandbox creation failed on {tried} node(s),"
+        f" please retry; {error.message}",
+        error_code="sandbox_create_failed",
+        headers=NO_RETRY,
+    )
 
 
 def _no_place(build: TemplateBuild) -> AppError:
