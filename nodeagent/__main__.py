@@ -20,7 +20,6 @@ from nodeagent.agent import Agent
 from nodeagent.envd.adoption import adopt
 from nodeagent.errors import AgentError
 from nodeagent.gateway import Gateway, GatewaySettings
-from nodeagent.guest.bundle import build_bundle
 from nodeagent.heartbeat import HttpControlPlane
 from nodeagent.netpolicy import IptablesFirewall, host_resolvers, uninstall
 from nodeagent.records import StateStore
@@ -72,7 +71,7 @@ async def run(settings: Settings) -> None:
     runtime = DockerRuntime(
         node_id=settings.node_id,
         run_dir=store.run_dir,
-        bundle_dir=await asyncio.to_thread(build_bundle, settings.state_dir),
+        state_dir=settings.state_dir,
         pids_limit=settings.pids_limit,
         docker_runtime=settings.docker_runtime,
         dns_servers=settings.dns_servers,

@@ -25,7 +25,7 @@ import requests.exceptions
 
 from nodeagent.errors import AgentError, Conflict, InvalidArgument, NotFound, Unavailable
 from nodeagent.guest.boot import Handover, socket_path
-from nodeagent.guest.bundle import MOUNT, command
+from nodeagent.guest.bundle import MOUNT, build_bundle, command
 from nodeagent.guest.link import GuestLink
 from nodeagent.runtime import cgroup, seccomp
 from nodeagent.runtime.base import (
@@ -69,6 +69,26 @@ CAPABILITIES = [
     "AUDIT_WRITE",
 ]
 
+# The engine's own lists (ours replace them), and what tells of the machine below: DMI, power,
+# interrupts.
+MASKED_PATHS = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/dmi",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/bpf",
+]
+READ_ONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
 SYSCTLS = {
     "net.ipv4.ping_group_range": "0 2147483647",
     "net.ipv4.ip_unprivileged_port_start": "0",
@@ -78,7 +98,7 @@ SYSCTLS = {
 
 
 class DockerRuntime:
-    """bundle_dir: the guest's interpreter and code, mounted read-only into every container.
+    """state_dir: where the guest's bundle is kept, mounted read-only into every container.
 
     Networks, containers and images of other nodes and of people on the same engine are never
     touched.
@@ -89,7 +109,7 @@ class DockerRuntime:
         *,
         node_id: str,
         run_dir: Path,
-        bundle_dir: Path,
+        state_dir: Path,
         pids_limit: int,
         docker_runtime: str = "",
         dns_servers: Sequence[str] = (),
@@ -98,7 +118,8 @@ class DockerRuntime:
         self.network = f"sandlot-{node_id}"
         self._node_id = node_id
         self._run_dir = run_dir
-        self._bundle_dir = bundle_dir
+        self._state_dir = state_dir
+        self._bundle: asyncio.Future[Path] | None = None
         self._pids_limit = pids_limit
         self._docker_runtime = docker_runtime
         self._dns_servers = list(dns_servers)
@@ -115,6 +136,8 @@ class DockerRuntime:
         return self._client.api
 
     async def open(self) -> RuntimeInfo:
+        # It takes a second; what runs already does not wait for it, only the first boot does.
+        self._bundle = asyncio.ensure_future(self._call(build_bundle, self._state_dir))
         return await self._call(self._open)
 
     async def close(self) -> None:
@@ -133,7 +156,8 @@ class DockerRuntime:
             write_boot_id(run_dir / BOOT_ID_FILE)
             handover = Handover(run_dir)
             created = True
-            container_id = await self._call(self._create_and_start, spec, run_dir)
+            config = self._config(spec, await self._bundle_dir(), run_dir)
+            container_id = await self._call(self._create_and_start, spec, config)
             return await self._settle_boot(container_id, spec.name, spec.image, handover)
         except BaseException as error:
             if handover is not None:
@@ -251,9 +275,16 @@ class DockerRuntime:
             raise InvalidArgument(f"the network {self.network} exists and is not ours")
         self.bridge = found["Options"]["com.docker.network.bridge.name"]
 
-    def _create_and_start(self, spec: ContainerSpec, run_dir: Path) -> str:
+    async def _bundle_dir(self) -> Path:
+        assert self._bundle is not None, "not opened"
         try:
-            made = self._api.create_container_from_config(self._config(spec, run_dir), spec.name)
+            return await asyncio.shield(self._bundle)
+        except (OSError, RuntimeError) as error:
+            raise Unavailable(f"the guest's bundle could not be made: {error}") from error
+
+    def _create_and_start(self, spec: ContainerSpec, config: dict[str, Any]) -> str:
+        try:
+            made = self._api.create_container_from_config(config, spec.name)
         except docker.errors.ImageNotFound as error:
             raise NotFound(
                 f"image {spec.image} is not on this node", error_code="image_not_found"
@@ -262,11 +293,11 @@ class DockerRuntime:
         self._api.start(container_id)
         return container_id
 
-    def _config(self, spec: ContainerSpec, run_dir: Path) -> dict[str, Any]:
+    def _config(self, spec: ContainerSpec, bundle_dir: Path, run_dir: Path) -> dict[str, Any]:
         memory_bytes = spec.memory_mb * 1024 * 1024
         host: dict[str, Any] = {
             "NetworkMode": self.network,
-            "Binds": [f"{self._bundle_dir}:{MOUNT}:ro", f"{run_dir}:{MOUNT}/run:ro"],
+            "Binds": [f"{bundle_dir}:{MOUNT}:ro", f"{run_dir}:{MOUNT}/run:ro"],
             "CapDrop": ["ALL"],
             "CapAdd": CAPABILITIES,
             "SecurityOpt": [f"seccomp={seccomp.profile()}"],
@@ -281,6 +312,8 @@ class DockerRuntime:
                 {"Name": "nofile", "Soft": min(65536, OPEN_FILES), "Hard": OPEN_FILES},
                 {"Name": "core", "Soft": 0, "Hard": 0},
             ],
+            "MaskedPaths": MASKED_PATHS,
+            "ReadonlyPaths": READ_ONLY_PATHS,
             "LogConfig": {"Type": "none"},
             "RestartPolicy": {"Name": "no"},
             "Sysctls": SYSCTLS,

@@ -1,4 +1,4 @@
-"""An agent that is killed loses nothing, and one that stops in order leaves its sandboxes running."""
+"""An agent that is killed loses nothing; one that stops in order leaves its sandboxes running."""
 
 import threading
 
