@@ -133,6 +133,7 @@ class Rig:
             name=f"envd-test-{sandbox_id}",
             mem_limit="512m",
             pids_limit=1024,
+            sysctls={"net.ipv6.conf.lo.disable_ipv6": "0"},
             **container_options(bundle, run_dir),
         )
         self._containers[sandbox_id] = container
