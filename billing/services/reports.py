@@ -149,6 +149,7 @@ def usage_over_time(
     Raises: InvalidArgument for an unknown step or zone.
     """
     local = _zone(zone)
+    _bucket_start(start.astimezone(local), step)
     found, table = quantities(account, start=start, end=end, now=now)
     buckets: dict[datetime, Used] = defaultdict(Used)
     starts: dict[int, datetime] = {}
