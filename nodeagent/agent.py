@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 
 COALESCE_SECONDS = 0.02  # events that belong together share one heartbeat
 SWEEP_SECONDS = 30.0
+RETRY_PAUSE_SECONDS = 1.0
 REMEMBERED_ENDS = 2_000
 EVENTS_PER_HEARTBEAT = 500
 SAMPLES_PER_HEARTBEAT = 2_000
@@ -195,24 +196,25 @@ class Agent:
 
     def states(self) -> list[SandboxState]:
         """Every sandbox of the node, those being started included."""
-        states = [sandbox.summary() for sandbox in self._sandboxes.values()]
-        for sandbox_id, began_at in self._starting_at.items():
-            if sandbox_id not in self._sandboxes:
-                states.append(
-                    SandboxState(
-                        sandbox_id=sandbox_id,
-                        state=NodeSandboxState.STARTING,
-                        started_at=began_at,
-                        end_at=began_at,
-                    )
-                )
-        return states
+        starting = [name for name in self._starting_at if name not in self._sandboxes]
+        return [
+            *(sandbox.summary() for sandbox in self._sandboxes.values()),
+            *(self._starting_state(sandbox_id) for sandbox_id in starting),
+        ]
 
     def state(self, sandbox_id: str) -> SandboxState:
-        for state in self.states() if sandbox_id in self._starting_at else ():
-            if state.sandbox_id == sandbox_id:
-                return state
+        if sandbox_id in self._starting_at and sandbox_id not in self._sandboxes:
+            return self._starting_state(sandbox_id)
         return self._get(sandbox_id).summary()
+
+    def _starting_state(self, sandbox_id: str) -> SandboxState:
+        began_at = self._starting_at[sandbox_id]
+        return SandboxState(
+            sandbox_id=sandbox_id,
+            state=NodeSandboxState.STARTING,
+            started_at=began_at,
+            end_at=began_at,
+        )
 
     def all(self) -> list[LiveSandbox]:
         return list(self._sandboxes.values())
@@ -523,9 +525,6 @@ class Agent:
             return
         except AgentError as error:
             logger.warning("A sandbox could not be paused at its deadline: %s", error)
-            if sandbox.state is NodeSandboxState.RUNNING and not sandbox.has_ended:
-                self._deadlines.set(sandbox.sandbox_id, self._clock() + 1.0)
-                self._deadline_changed.set()
 
     # -- pause and resume -----------------------------------------------------------------------
 
@@ -585,7 +584,11 @@ class Agent:
             sandbox.is_halting = False
             if not sandbox.has_ended:
                 sandbox.is_routable = True
-                self._set_timer(sandbox)
+                # Not at once when it is due already: what just failed would be tried without a
+                # pause.
+                again_at = max(sandbox.end_at, self._clock() + RETRY_PAUSE_SECONDS)
+                self._deadlines.set(sandbox.sandbox_id, again_at)
+                self._deadline_changed.set()
             raise
         sandbox.state = NodeSandboxState.PAUSED
         sandbox.keeps_memory = memory
@@ -757,10 +760,9 @@ class Agent:
         self._store.prune_run_dirs({container.name for container in found})
         self._pool.set_wanted(self._store.pools())
         # Bind first, reclaim behind it: checking warm containers must not delay the doors.
-        self._spawn(
-            self._readopt_warm([warm[container_id] for container_id in plan.keep_warm]),
-            "take back warm containers",
-        )
+        for container_id in plan.keep_warm:
+            self._pool.expect(warm[container_id])
+            self._spawn(self._readopt_warm(warm[container_id]), "take back a warm container")
         for container_id in set(warm) - set(plan.keep_warm):
             self._store.delete_warm(container_id)
         if self._sandboxes or plan.lost:
@@ -797,23 +799,17 @@ class Agent:
             self._store.write_sandbox(sandbox.stored(), durable=True)
         self._meter.begin(sandbox_id)
 
-    async def _readopt_warm(self, items: list[StoredWarm]) -> None:
-        for stored in items:
-            found = FoundContainer(
-                container_id=stored.container_id,
-                name=stored.container_name,
-                is_running=True,
-                is_frozen=False,
-                created_at=0.0,
-            )
-            try:
-                container = await self._runtime.adopt(stored.container_id)
-                await container.link.ping()
-            except AgentError:
-                self._store.delete_warm(stored.container_id)
-                await self._remove_found(found)
-            else:
-                self._pool.restore(stored, container)
+    async def _readopt_warm(self, stored: StoredWarm) -> None:
+        container = None
+        try:
+            container = await self._runtime.adopt(stored.container_id)
+            await container.link.ping()
+        except AgentError:
+            self._store.delete_warm(stored.container_id)
+            await self._runtime.remove(stored.container_id, stored.container_name)
+            container = None
+        finally:
+            self._pool.restore(stored, container)
 
     async def _remove_found(self, found: FoundContainer) -> None:
         await self._runtime.remove(found.container_id, found.name)

@@ -106,10 +106,18 @@ class WarmPool:
         self._store.write_pools(specs)
         self._changed.set()
 
-    def restore(self, stored: StoredWarm, container: Container) -> None:
-        """Take back a warm container of an earlier agent."""
+    def expect(self, stored: StoredWarm) -> None:
+        """Count on a warm container of an earlier agent until `restore` tells of it."""
         pool = self._pools.setdefault(pool_key(stored.spec), _Pool(stored.spec, is_wanted=False))
-        pool.ready.append(container)
+        pool.booting += 1
+
+    def restore(self, stored: StoredWarm, container: Container | None) -> None:
+        """Take back what was expected; None when it turned out to be broken."""
+        pool = self._pools[pool_key(stored.spec)]
+        pool.booting -= 1
+        if container is not None:
+            pool.ready.append(container)
+        self._changed.set()
 
     def claim(self, spec: CreateSandbox) -> Container | None:
         """A ready container, or None. It is the caller's for good, its state file too."""

@@ -39,7 +39,6 @@ class Settings:
     gateway_host: str = "0.0.0.0"  # noqa: S104 - the public door
     gateway_port: int = 8001
     gateway_url: str = ""
-    domain: str = "localhost"
     heartbeat_seconds: float = 3.0
     meter_seconds: float = 5.0
     max_sandboxes: int = 300
@@ -52,7 +51,6 @@ class Settings:
     dns_servers: tuple[str, ...] = ()
     egress_exceptions: tuple[EgressException, ...] = ()
     blocks_smtp: bool = True
-    extra_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_connections: int = 0
@@ -91,7 +89,6 @@ class Settings:
             gateway_host=env.text("SANDLOT_GATEWAY_HOST", "0.0.0.0"),  # noqa: S104
             gateway_port=gateway_port,
             gateway_url=env.text("SANDLOT_GATEWAY_URL", f"http://127.0.0.1:{gateway_port}"),
-            domain=env.text("SANDLOT_DOMAIN", "localhost"),
             heartbeat_seconds=env.number("SANDLOT_HEARTBEAT_SECONDS", 3.0, least=0.1, most=60),
             meter_seconds=env.number("SANDLOT_METER_SECONDS", 5.0, least=0.5, most=60),
             max_sandboxes=env.integer("SANDLOT_MAX_SANDBOXES", 300, least=1, most=1000),
@@ -108,7 +105,6 @@ class Settings:
             dns_servers=env.addresses("SANDLOT_DNS"),
             egress_exceptions=env.exceptions("SANDLOT_EGRESS_ALLOW"),
             blocks_smtp=env.boolean("SANDLOT_BLOCK_SMTP", True),
-            extra_ca=env.file("SANDLOT_EXTRA_CA"),
             tls_cert=tls_cert,
             tls_key=tls_key,
             max_connections=env.integer("SANDLOT_MAX_CONNECTIONS", 0, least=0, most=100_000),

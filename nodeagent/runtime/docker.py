@@ -125,7 +125,7 @@ class DockerRuntime:
         self._dns_servers = list(dns_servers)
         self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="docker")
         self._client: docker.DockerClient | None = None
-        self._groups: dict[int, cgroup.ContainerGroups] = {}
+        self._groups: dict[str, cgroup.ContainerGroups] = {}  # by container id, while running
         self._events: _EventThread | None = None
         self.bridge = ""
 
@@ -194,10 +194,11 @@ class DockerRuntime:
 
     async def halt(self, container: Container) -> None:
         await self._call(self._halt, container)
-        self._groups.pop(container.pid, None)
+        self._groups.pop(container.container_id, None)
         container.pid = 0
 
     async def remove(self, container_id: str, name: str) -> None:
+        self._groups.pop(container_id, None)
         await self._call(self._remove, container_id or name)
         await self._forget_run_dir(name)
 
@@ -224,12 +225,13 @@ class DockerRuntime:
         if not container.pid:
             return None
         try:
-            groups = self._groups.get(container.pid)
+            groups = self._groups.get(container.container_id)
             if groups is None:
-                groups = self._groups[container.pid] = cgroup.ContainerGroups(container.pid)
+                groups = cgroup.ContainerGroups(container.pid)
+                self._groups[container.container_id] = groups
             return groups.usage()
         except (OSError, KeyError, ValueError):
-            self._groups.pop(container.pid, None)
+            self._groups.pop(container.container_id, None)
             return None
 
     def disk_usage(self, containers: Sequence[Container]) -> dict[str, int]:

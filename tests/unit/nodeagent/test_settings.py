@@ -48,7 +48,6 @@ def test_without_a_token_the_agent_does_not_start(tmp_path):
         ("SANDLOT_DNS", "resolver.example"),
         ("SANDLOT_EGRESS_ALLOW", "10.0.0.1"),
         ("SANDLOT_BLOCK_SMTP", "maybe"),
-        ("SANDLOT_EXTRA_CA", "/nonexistent.pem"),
         ("SANDLOT_TLS_CERT", "/dev/null/x"),
         ("SANDLOT_LOG_FORMAT", "xml"),
     ],
