@@ -35,6 +35,8 @@ from nodeagent.sandbox import LiveSandbox, Node
 MAX_EVENT_BYTES = {"stdout": 32 * 1024, "stderr": 32 * 1024, "pty": 16 * 1024}
 BATCH_BYTES = 256 * 1024  # queued events sent in one go; each stays an envelope of its own
 DEFAULT_PTY_SIZE = (80, 24)
+_DATA_PREFIX = {name: b'{"event":{"data":{"%b":"' % name.encode() for name in MAX_EVENT_BYTES}
+_DATA_SUFFIX = b'"}}}'
 _KEEPALIVE: dict[str, Any] = {"event": {"keepalive": {}}}
 _SIGNALS = {pb.SIGNAL_SIGTERM: signal.SIGTERM, pb.SIGNAL_SIGKILL: signal.SIGKILL}
 
@@ -202,8 +204,11 @@ def encode_event(codec: Codec, event: Event) -> bytes:
 
 def _encode_data(codec: Codec, stream: str, data: bytes) -> bytes:
     if codec is Codec.JSON:
+        # One copy: this line carries every byte a command prints.
         text = binascii.b2a_base64(data, newline=False)
-        return envelope(0, b'{"event":{"data":{"%b":"%b"}}}' % (stream.encode(), text))
+        prefix = _DATA_PREFIX[stream]
+        size = len(prefix) + len(text) + len(_DATA_SUFFIX)
+        return b"".join((b"\0", size.to_bytes(4, "big"), prefix, text, _DATA_SUFFIX))
     output = pb.ProcessEvent.DataEvent(**{stream: data})
     return envelope(0, pb.StartResponse(event={"data": output}).SerializeToString())
 
