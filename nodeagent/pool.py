@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ PoolKey = tuple[str, str, int, int, int]  # build, image, vCPU, MiB, disk MiB
 
 REMEMBERED_CLAIMS = 500
 PREPARE_SECONDS = 600.0
+QUIET_SECONDS = 0.15
+BUSY_SECONDS = 1.0
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 60.0
 
@@ -90,6 +93,8 @@ class WarmPool:
         self._pools: dict[PoolKey, _Pool] = {}
         self._changed = asyncio.Event()
         self._boots: set[asyncio.Task[None]] = set()
+        self._quiet_at = 0.0  # monotonic: when the claims of late will be over
+        self._busy_since: float | None = None
         self.booting_names: set[str] = set()  # containers the sweep must not take for orphans
 
     def set_wanted(self, specs: list[PoolSpec]) -> None:
@@ -125,6 +130,9 @@ class WarmPool:
         if pool is None:
             return None
         pool.claimed_at.append(self._clock())
+        self._quiet_at = time.monotonic() + QUIET_SECONDS
+        if self._busy_since is None:
+            self._busy_since = time.monotonic()
         self._changed.set()
         # Oldest first: what it inherited from its image (caches, a started server) has settled.
         return pool.ready.popleft() if pool.ready else None
@@ -166,13 +174,27 @@ class WarmPool:
         try:
             while True:
                 self._changed.clear()
-                self._balance()
+                if self._is_quiet():
+                    self._balance()
                 # Demand decays with time alone, and retries fall due: look again every second.
-                await is_set_within(self._changed, 1.0)
+                await is_set_within(self._changed, QUIET_SECONDS if self._busy_since else 1.0)
         finally:
             for task in self._boots:
                 task.cancel()
             await asyncio.gather(*self._boots, return_exceptions=True)
+
+    def _is_quiet(self) -> bool:
+        """False for a moment after a claim: a boot takes a core that the next create could use.
+
+        A burst that does not end is not waited for, or the pool would run dry.
+        """
+        now = time.monotonic()
+        if self._busy_since is None:
+            return True
+        if now < self._quiet_at and now < self._busy_since + BUSY_SECONDS:
+            return False
+        self._busy_since = None
+        return True
 
     def _balance(self) -> None:
         now = self._clock()
