@@ -17,6 +17,8 @@ from functools import partial
 import uvloop
 
 from nodeagent.agent import Agent
+from nodeagent.build_report import HttpBuildOffice
+from nodeagent.builder import Builder
 from nodeagent.envd.adoption import adopt
 from nodeagent.errors import AgentError
 from nodeagent.gateway import Gateway, GatewaySettings
@@ -24,6 +26,7 @@ from nodeagent.heartbeat import HttpControlPlane
 from nodeagent.netpolicy import IptablesFirewall, host_resolvers, uninstall
 from nodeagent.records import StateStore
 from nodeagent.runtime.docker import DockerRuntime, bridge_name, purge
+from nodeagent.runtime.images import DockerImages
 from nodeagent.server import AgentServer
 from nodeagent.settings import Settings
 
@@ -83,8 +86,18 @@ async def run(settings: Settings) -> None:
         exceptions=settings.egress_exceptions,
         blocks_smtp=settings.blocks_smtp,
     )
+    office = HttpBuildOffice(settings.control_plane_url, settings.node_id, settings.token)
+    builder = Builder(
+        node_id=settings.node_id,
+        folder=settings.node_dir / "builds",
+        runtime=runtime,
+        images=DockerImages(settings.image_aliases),
+        office=office,
+        concurrency=settings.build_concurrency,
+    )
     agent = Agent(
         settings,
+        builder=builder,
         runtime=runtime,
         firewall=firewall,
         control_plane=HttpControlPlane(settings.control_plane_url, settings.token),

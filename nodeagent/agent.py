@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nodeagent import __version__, wire
+from nodeagent.builder import Builder
 from nodeagent.commands import run_template_commands
 from nodeagent.deadlines import Deadlines
 from nodeagent.errors import (
@@ -96,9 +97,11 @@ class Agent:
         firewall: Firewall,
         control_plane: ControlPlane,
         adopt_data_plane: Callable[[Node, LiveSandbox], None] = lambda node, sandbox: None,
+        builder: Builder | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
+        self.builder = builder
         self.stopping = asyncio.Event()
         self.ready = asyncio.Event()
         self._runtime = runtime
@@ -183,6 +186,8 @@ class Agent:
         for task in [*self._starting.values(), *self._jobs]:
             task.cancel()
         await asyncio.gather(*self._starting.values(), *self._jobs, return_exceptions=True)
+        if self.builder is not None:
+            await self.builder.close()
         self._meter.close()
         self._events.close()
         self._control_plane.close()
@@ -912,6 +917,7 @@ class Agent:
             or found.container_id in self._pool.container_ids()
             or found.name in self._starting_names
             or found.name in self._pool.booting_names
+            or (self.builder is not None and found.name in self.builder.container_names)
             or bool(self._starting)  # a claimed warm container has no name there yet
         )
 

@@ -157,6 +157,19 @@ class AgentClient:
         """Deleting an absent image is no error. Raises: Conflict while a container uses it."""
         self._call("DELETE", f"/v1/images/{quote(image, safe='')}")
 
+    def start_build(self, spec: wire.BuildTemplate) -> wire.BuildState:
+        """Queue a build; the same id again changes nothing. Raises: QuotaExceeded."""
+        answer = self._call("POST", "/v1/builds", wire.encode(spec))
+        return self._decoded(wire.BuildState, answer)
+
+    def get_build(self, build_id: str) -> wire.BuildState:
+        """Raises: NotFound, also for builds of an earlier agent."""
+        answer = self._call("GET", f"/v1/builds/{quote(build_id, safe='')}")
+        return self._decoded(wire.BuildState, answer)
+
+    def cancel_build(self, build_id: str) -> None:
+        self._call("DELETE", f"/v1/builds/{quote(build_id, safe='')}")
+
     def _call(
         self, method: str, path: str, body: Any = None, *, timeout_seconds: float | None = None
     ) -> Any:

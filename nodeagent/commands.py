@@ -13,6 +13,7 @@ SHELL = "/bin/bash"
 FIRST_PAUSE_SECONDS = 0.05
 LAST_PAUSE_SECONDS = 2.0
 READY_ATTEMPT_SECONDS = 60.0
+STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # "sleep 20" is what a template gets that names no ready command. It lets a build settle and proves
 # nothing afterwards; waiting for it would delay every start.
@@ -27,13 +28,14 @@ async def run_template_commands(container: Container, spec: PoolSpec | CreateSan
     link = container.link
     if not spec.start_cmd:
         return
+    args, env = login_shell(spec.start_cmd, spec.template_env)
     channel = await link.start_process(
-        user=spec.default_user,
+        user=spec.start_user or spec.default_user,
         cmd=SHELL,
-        args=["-l", "-c", spec.start_cmd],
-        env=dict(spec.template_env),
+        args=args,
+        env=env,
         cwd=None,
-        default_workdir=spec.default_workdir,
+        default_workdir=_workdir(spec),
         pty=None,
         stdin=False,
         tag="start",
@@ -50,13 +52,14 @@ async def run_template_commands(container: Container, spec: PoolSpec | CreateSan
 
 
 async def _passes(link: GuestLink, spec: PoolSpec | CreateSandbox) -> bool:
+    args, env = login_shell(spec.ready_cmd, spec.template_env)
     channel = await link.start_process(
-        user=spec.default_user,
+        user=spec.start_user or spec.default_user,
         cmd=SHELL,
-        args=["-l", "-c", spec.ready_cmd],
-        env=dict(spec.template_env),
+        args=args,
+        env=env,
         cwd=None,
-        default_workdir=spec.default_workdir,
+        default_workdir=_workdir(spec),
         pty=None,
         stdin=False,
         tag=None,
@@ -69,3 +72,21 @@ async def _passes(link: GuestLink, spec: PoolSpec | CreateSandbox) -> bool:
     finally:
         channel.close()
     return channel.exit is not None and channel.exit.exit_code == 0
+
+
+def login_shell(command: str, env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Arguments for bash, and its environment.
+
+    A login shell's profile resets PATH, so a template's own is put back after it, with the places
+    where every tool is found behind it.
+    """
+    if "PATH" not in env:
+        return ["-l", "-c", command], dict(env)
+    path = f"{env['PATH']}:{STANDARD_PATH}"
+    script = 'export PATH="$1"; eval "$2"'
+    return ["-l", "-c", script, "bash", path, command], {**env, "PATH": path}
+
+
+def _workdir(spec: PoolSpec | CreateSandbox) -> str:
+    """An inherited start command runs where its own template ended, not where this one did."""
+    return spec.default_workdir if spec.start_workdir is None else spec.start_workdir

@@ -14,8 +14,15 @@ import uvicorn
 
 from nodeagent import wire
 from nodeagent.agent import Agent
-from nodeagent.errors import AgentError, InvalidArgument, NotFound, Unauthenticated
+from nodeagent.errors import (
+    AgentError,
+    InvalidArgument,
+    NotFound,
+    Unauthenticated,
+    Unimplemented,
+)
 from nodeagent.wire import (
+    BuildTemplate,
     CreateSandbox,
     EndReason,
     NetworkConfig,
@@ -100,12 +107,29 @@ class AgentAPI:
                 return 201, wire.encode(await self._agent.create(spec))
             case [_, "v1", "sandboxes", sandbox_id, *rest]:
                 return await self._route_sandbox(method, sandbox_id, rest, scope, receive)
+            case [_, "v1", "builds", *rest]:
+                return await self._route_build(method, rest, receive)
             case ["DELETE", "v1", "images", image]:
                 await self._agent.delete_image(image)
                 return 204, None
             case [_, "v1", "node" | "pools" | "sandboxes" | "images", *_]:
                 raise MethodNotAllowed(f"{method} is not allowed here")
         raise NotFound("no such route", error_code="route_not_found")
+
+    async def _route_build(self, method: str, rest: list[str], receive: Receive) -> Answer:
+        builder = self._agent.builder
+        if builder is None:
+            raise Unimplemented("this node builds no templates")
+        match [method, *rest]:
+            case ["POST"]:
+                spec = _decoded(BuildTemplate, await _body(receive))
+                return 202, wire.encode(builder.submit(spec))
+            case ["GET", build_id]:
+                return 200, wire.encode(builder.state(build_id))
+            case ["DELETE", build_id]:
+                builder.cancel(build_id)
+                return 204, None
+        raise MethodNotAllowed(f"{method} is not allowed here")
 
     async def _route_sandbox(
         self, method: str, sandbox_id: str, rest: list[str], scope: Scope, receive: Receive

@@ -8,12 +8,14 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nodeagent.errors import InvalidArgument
 
 _NODE_ID = re.compile(r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+# What the SDKs call their base image is ours.
+DEFAULT_IMAGE_ALIASES = {"e2bdev/base": "sandlot/base:latest"}
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -46,6 +48,8 @@ class Settings:
     pool_ceiling: int = 20
     refill_concurrency: int = 2
     cold_start_concurrency: int = 4
+    build_concurrency: int = 4
+    image_aliases: Mapping[str, str] = field(default_factory=dict)
     create_timeout_seconds: float = 100.0
     docker_runtime: str = ""
     dns_servers: tuple[str, ...] = ()
@@ -98,6 +102,8 @@ class Settings:
             cold_start_concurrency=env.integer(
                 "SANDLOT_COLD_START_CONCURRENCY", 4, least=1, most=64
             ),
+            build_concurrency=env.integer("SANDLOT_BUILD_CONCURRENCY", 4, least=1, most=64),
+            image_aliases=env.pairs("SANDLOT_IMAGE_ALIASES", DEFAULT_IMAGE_ALIASES),
             create_timeout_seconds=env.number(
                 "SANDLOT_CREATE_TIMEOUT_SECONDS", 100.0, least=1, most=3600
             ),
@@ -181,6 +187,16 @@ class _Environment:
             )
         except ValueError as error:
             raise InvalidArgument(f"{name}: {error}") from None
+
+    def pairs(self, name: str, default: Mapping[str, str]) -> dict[str, str]:
+        """`a=b,c=d`, on top of the default."""
+        found = dict(default)
+        for item in self.text(name, "").replace(",", " ").split():
+            key, equals, value = item.partition("=")
+            if not key or not equals or not value:
+                raise InvalidArgument(f"{name}: {item!r} is not of the form name=image")
+            found[key] = value
+        return found
 
     def exceptions(self, name: str) -> tuple[EgressException, ...]:
         """Comma-separated `address-or-CIDR:port`, IPv4."""

@@ -15,9 +15,14 @@ Control plane to agent: HTTP/1.1 + JSON, `Authorization: Bearer <node token>`.
     PUT    /v1/sandboxes/{id}/network          NetworkConfig -> 204
     POST   /v1/sandboxes/{id}/snapshots        {"image": str} -> {"image": str, "size_bytes": int}
     DELETE /v1/images/{image}                  -> 204; 409 while a container uses it
+    POST   /v1/builds                          BuildTemplate -> 202 BuildState; repeatable
+    GET    /v1/builds/{id}                     -> BuildState; 404 when the node does not know it
+    DELETE /v1/builds/{id}                     -> 204; cancels, an absent one is no error
 
 Agent to control plane: `POST {control_plane_url}/internal/nodes/heartbeat`, same bearer token,
 Heartbeat -> HeartbeatReply; every `heartbeat_seconds` and at once when an event happens.
+`POST {control_plane_url}/internal/builds/{id}/progress`, BuildProgress -> 204 or 404 (forget it).
+`GET {control_plane_url}/internal/archives/{team_id}/{files_hash}` -> the archive of a COPY step.
 
 Errors both ways: HTTP status and `{"code": int, "error_code": str, "message": str}`.
 All instants are Unix seconds as float with microsecond meaning; all durations are seconds.
@@ -99,7 +104,9 @@ class PoolSpec:
     ready_cmd: str = ""
     default_user: str = "user"
     default_workdir: str = ""
-    template_env: dict[str, str] = field(default_factory=dict)
+    template_env: dict[str, str] = field(default_factory=dict)  # of the start command
+    start_user: str = ""  # of the start command, where it is not the default user
+    start_workdir: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +134,9 @@ class CreateSandbox:
     ready_cmd: str = ""
     default_user: str = "user"
     default_workdir: str = ""
-    template_env: dict[str, str] = field(default_factory=dict)
+    template_env: dict[str, str] = field(default_factory=dict)  # of the start command
+    start_user: str = ""  # of the start command, where it is not the default user
+    start_workdir: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +251,104 @@ class HeartbeatReply:
     deadlines: dict[str, float] = field(
         default_factory=dict
     )  # sandbox_id -> end_at, where the node's differs
+
+
+class BuildPhase(StrEnum):
+    """Where a build is on its node. READY and ERROR are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    READY = "ready"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildContext:
+    """What a build's steps carry along. `workdir` empty: the user's home."""
+
+    user: str = ""
+    workdir: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildStep:
+    """`key` names the layer after this step; one of the same key may be reused if `use_cache`."""
+
+    type: str  # upper case, as E2B names them: RUN, COPY, ADD, ENV, ARG, WORKDIR, USER
+    key: str
+    args: list[str] = field(default_factory=list)
+    files_hash: str = ""
+    use_cache: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildTemplate:
+    """A template's recipe for one node. Layers are cached per team.
+
+    base: an image reference as the user wrote it or, `base_is_template`, the parent's image.
+    start_context: of an inherited start command; None: the context after the last step.
+    """
+
+    build_id: str
+    template_id: str
+    team_id: str
+    image: str  # what the result is to be called
+    base: str
+    base_name: str  # for the log
+    base_key: str
+    base_is_template: bool = False
+    base_context: BuildContext = field(default_factory=BuildContext)
+    use_base_cache: bool = True
+    registry_username: str = ""
+    registry_password: str = ""
+    steps: list[BuildStep] = field(default_factory=list)
+    start_cmd: str = ""
+    ready_cmd: str = ""
+    start_context: BuildContext | None = None
+    cpu_count: int = 2
+    memory_mb: int = 1024
+    disk_size_mb: int = 10240
+    timeout_seconds: float = 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildState:
+    build_id: str
+    phase: BuildPhase
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildLogLine:
+    """`level`: debug, info, warn or error. `step`: "base", a step's number, "finalize" or ""."""
+
+    at: float
+    level: str
+    message: str
+    step: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    image_id: str
+    size_bytes: int  # what it adds to its base
+    context: BuildContext  # after the last step
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildProgress:
+    """The lines from number `first` on, counted from 0; the same lines again change nothing.
+
+    In READY the result is there, in ERROR a reason; both come with or after the last line.
+    """
+
+    node_id: str
+    phase: BuildPhase
+    first: int = 0
+    lines: list[BuildLogLine] = field(default_factory=list)
+    result: BuildResult | None = None
+    reason: str = ""
+    reason_step: str = ""
 
 
 def encode(message: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ class Images(Protocol):
     async def obtain(
         self, reference: str, *, username: str, password: str
     ) -> tuple[str, ImageInfo]:
-        """A local name of what the user calls `reference`, pulled if needed. Raises: ImageRefused."""
+        """A local name of what users call `reference`, pulled if needed. Raises: ImageRefused."""
 
     async def find(self, image: str) -> ImageInfo | None: ...
 
@@ -68,10 +69,13 @@ class DockerImages:
             if found is None:
                 raise ImageRefused(f"image '{reference}' stands for an image that is not here")
             return alias, found
-        if username or (found := await self.find(name)) is None:
-            # Credentials are proven by the registry, also when somebody else's pull left the image.
+        found = await self.find(name)
+        if username or found is None:
             async with self._pulls.setdefault(name, asyncio.Lock()):
                 await self._call(self._pull, reference, name, username, password)
+                if username:
+                    # Under a name only these credentials lead to: others must not find it here.
+                    name = await self._call(self._hide, name, found, f"{username}\0{password}")
             found = await self.find(name)
         if found is None:
             raise ImageRefused("unable to retrieve image from registry")
@@ -130,6 +134,17 @@ class DockerImages:
             text = str(error.explanation or error)
             raise ImageRefused(explain_pull(reference, text, bool(username))) from error
 
+    def _hide(self, name: str, before: ImageInfo | None, secret: str) -> str:
+        digest = hashlib.sha256(f"{name}\0{secret}".encode()).hexdigest()[:32]
+        pulled = self._api.inspect_image(name)["Id"]
+        self._api.tag(pulled, "sandlot/private", tag=digest, force=True)
+        self._api.remove_image(name, force=False, noprune=True)
+        if before is not None:  # somebody's own, by the same name
+            repository, _, tag = _with_tag(name).rpartition(":")
+            if "@" not in name:
+                self._api.tag(before.image_id, repository, tag=tag, force=True)
+        return f"sandlot/private:{digest}"
+
     def _remove(self, image: str) -> None:
         try:
             self._api.remove_image(image, force=False, noprune=False)
@@ -168,7 +183,7 @@ def explain_pull(reference: str, text: str, has_credentials: bool) -> str:
         return (
             f"access denied to '{reference}': authentication required or insufficient permissions"
         )
-    if "name unknown" in lower or "repository" in lower and "not found" in lower:
+    if "name unknown" in lower or ("repository" in lower and "not found" in lower):
         return f"repository '{reference}' not found: verify the image name is correct"
     if "invalid reference" in lower:
         return f"invalid image reference '{reference}': it has a wrong form"
