@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FD_BYTES = 4
+LINGER_SECONDS = 10.0
 
 
 class Channel:
@@ -61,6 +62,20 @@ class Channel:
             self.send(pack_failure(frames.ERROR, failure))
         except OSError:
             pass
+
+
+def linger(socket: _socket.socket) -> None:
+    """Take what the agent is still sending until it has read our last word and leaves.
+
+    Closing at once would break its write, and that is noticed before what is left to read.
+    """
+    try:
+        socket.shutdown(_socket.SHUT_WR)
+        socket.settimeout(LINGER_SECONDS)
+        while socket.recv(65536):
+            pass
+    except OSError:
+        pass
 
 
 def pack_failure(kind: int, failure: Failure, prefix: bytes = b"") -> bytes:

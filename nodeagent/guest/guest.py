@@ -16,7 +16,7 @@ import sys
 import time
 
 from nodeagent.guest import files, process, relay, tinyjson
-from nodeagent.guest.channel import Channel, receive_with_fds, send_with_fds
+from nodeagent.guest.channel import Channel, linger, receive_with_fds, send_with_fds
 from nodeagent.guest.failure import Failure, failure_of
 
 TYPE_CHECKING = False  # the typing module is large, and every sandbox would pay for it
@@ -125,6 +125,7 @@ class Guest:
                 pass  # the agent left
             except Exception as error:
                 channel.fail(failure_of(error))
+                linger(channel.socket)
         finally:
             os._exit(0)
 

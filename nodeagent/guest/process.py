@@ -16,7 +16,7 @@ import select
 import time
 
 from nodeagent.guest import frames, tinyjson
-from nodeagent.guest.channel import Channel, pack_failure, receive_with_fds, send_with_fds
+from nodeagent.guest.channel import Channel, linger, pack_failure, receive_with_fds, send_with_fds
 from nodeagent.guest.failure import Failure, reason
 from nodeagent.guest.spawn import set_size, spawn
 from nodeagent.guest.users import find_user
@@ -215,6 +215,8 @@ class Keeper:
             poller.register(self.connection.fileno(), IN | OUT)
             if any(events & IN for _, events in poller.poll()):
                 self.hear()
+        if self.connection is not None:
+            linger(self.connection)
 
     # Output
 
@@ -290,12 +292,16 @@ class Keeper:
             self.pending = self.pending[sent:]
 
     def keep(self, frame: bytes) -> None:
-        if len(frame) > RING_BYTES:
-            frame = frames.pack(frame[0], frame[-(RING_BYTES - frames.HEADER_BYTES) :])
+        """Remember the newest RING_BYTES, to the byte."""
         self.ring.append(frame)
         self.ring_size += len(frame)
         while self.ring_size > RING_BYTES:
-            self.ring_size -= len(self.ring.pop(0))
+            oldest = self.ring.pop(0)
+            self.ring_size -= len(oldest)
+            room = RING_BYTES - self.ring_size - frames.HEADER_BYTES
+            if room > 0:
+                self.ring.insert(0, frames.pack(oldest[0], oldest[-room:]))
+                self.ring_size += room + frames.HEADER_BYTES
 
     # The agent
 

@@ -62,7 +62,6 @@ class Sandbox:
             **{**container_options(bundle, run_dir), **options},
         )
         self.link = GuestLink(socket_path(run_dir))
-        self.start()
 
     def start(self):
         handover = Handover(self.run_dir)
@@ -95,7 +94,8 @@ def make_sandbox(engine, image, bundle, tmp_path_factory):
 
     def make(**options):
         sandbox = Sandbox(engine, image, bundle, tmp_path_factory.mktemp("run"), **options)
-        made.append(sandbox)
+        made.append(sandbox)  # first, so that one which does not start is removed as well
+        sandbox.start()
         return sandbox
 
     yield make

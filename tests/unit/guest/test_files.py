@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from nodeagent.errors import AgentError, AlreadyExists, Conflict, InvalidArgument, NotFound
+from nodeagent.errors import AgentError, AlreadyExists, Conflict, InvalidArgument, NoSpace, NotFound
 from nodeagent.guest.entries import permissions, timestamp
 
 USER = {"user": "user", "default_workdir": ""}
@@ -213,11 +213,11 @@ async def test_what_cannot_be_listed(guest, place):
 
 
 async def test_a_long_listing_arrives_whole(guest, place):
-    for number in range(3000):
+    for number in range(1200):
         (place / f"{number:04}-{'x' * 200}").touch()
 
     reply = await guest.call("list_dir", path=str(place), depth=1, **USER)
-    assert len(reply["entries"]) == 3000
+    assert len(reply["entries"]) == 1200
 
 
 async def test_links_are_described_by_what_they_lead_to(guest, place):
@@ -364,3 +364,12 @@ async def test_an_unknown_operation_is_unimplemented(guest):
     with pytest.raises(AgentError) as caught:
         await guest.call("no_such_thing")
     assert caught.value.connect_code == "unimplemented"
+
+
+async def test_a_failed_write_says_why_although_more_was_on_its_way(guest):
+    for _ in range(10):
+        writer = await guest.open_write(path="/dev/full", metadata={}, **USER)
+        with pytest.raises(NoSpace):
+            for _ in range(100):
+                await writer.write(bytes(300_000))
+            await writer.finish()

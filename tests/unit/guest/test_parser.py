@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.errors import GuestFault
@@ -21,6 +21,7 @@ def joined(found):
     return together
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(sent, st.data())
 def test_frames_arrive_whole_however_the_stream_is_cut(sent, data):
     stream = b"".join(frames.pack(kind, payload) for kind, payload in sent)
@@ -33,6 +34,7 @@ def test_frames_arrive_whole_however_the_stream_is_cut(sent, data):
     assert joined(found) == joined(expected)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.binary(max_size=64), max_size=30))
 def test_any_bytes_give_frames_or_a_fault_and_nothing_else(chunks):
     parser = FrameParser()

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.guest import tinyjson
@@ -17,11 +17,13 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(values)
 def test_it_writes_what_everybody_reads(value):
     assert json.loads(tinyjson.dumps(value)) == value
 
 
+@settings(deadline=None)
 @given(values)
 def test_it_reads_what_everybody_writes(value):
     assert tinyjson.loads(json.dumps(value, separators=(",", ":")).encode()) == value
