@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +20,7 @@ import pytest
 
 from nodeagent.envd.connect import envelope
 from nodeagent.errors import Unavailable
+from nodeagent.gateway import GatewaySettings
 from nodeagent.sandbox import LiveSandbox
 from nodeagent.wire import NetworkConfig
 from tests.integration.envd.rig import Rig, make_spec, running_rig
@@ -518,3 +522,43 @@ def test_many_idle_connections_do_not_slow_others(rig: Rig, sandbox: LiveSandbox
     assert time.monotonic() - started < 2
     for connection in idle:
         connection.close()
+
+
+def test_tls(tmp_path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    settings = GatewaySettings(host="127.0.0.1", port=0, tls_cert=certificate, tls_key=key)
+    with running_rig(settings) as rig:
+        sandbox = rig.add(make_spec("abc"), link=DialingLink())
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        with socket.create_connection(("127.0.0.1", rig.port), timeout=10) as plain:
+            connection = trusted.wrap_socket(plain, server_hostname="49983-abc.sandbox.test")
+            _opened.append(connection)
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: 49983-abc.sandbox.test\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 204")
+            body = envelope(0, json.dumps({"process": {"cmd": "x"}}).encode())
+            connection.sendall(
+                b"POST /process.Process/Start HTTP/1.1\r\nHost: 49983-abc.sandbox.test\r\n"
+                b"Content-Type: application/connect+json\r\nContent-Length: %d\r\n\r\n%b"
+                % (len(body), body)
+            )
+            data = b""
+            while b'"start"' not in data:
+                data += connection.recv(65536)
+            rig.kill(sandbox)
+            with pytest.raises(ConnectionResetError):
+                read_to_end(connection)
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """A self-signed wildcard certificate."""
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=sandbox.test", "-keyout", str(key)),
+            *("-out", str(certificate), "-addext", "subjectAltName=DNS:*.sandbox.test"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
