@@ -99,6 +99,8 @@ NAVIGATION: tuple[tuple[str, tuple[NavItem, ...]], ...] = (
         (
             NavItem(key="keys", label="API keys", icon="key-round", shortcut="k"),
             NavItem(key="members", label="Members", icon="users", shortcut="m"),
+            NavItem(key="usage", label="Usage", icon="gauge", shortcut="u"),
+            NavItem(key="billing", label="Billing", icon="receipt", shortcut="b"),
             NavItem(
                 key="audit",
                 label="Audit log",
@@ -110,7 +112,12 @@ NAVIGATION: tuple[tuple[str, tuple[NavItem, ...]], ...] = (
     ),
     (
         "Operator",
-        (NavItem(key="nodes", label="Nodes", icon="server", shortcut="n", operators_only=True),),
+        (
+            NavItem(key="nodes", label="Nodes", icon="server", shortcut="n", operators_only=True),
+            NavItem(
+                key="books", label="Books", icon="book-open", shortcut="o", operators_only=True
+            ),
+        ),
     ),
 )
 

@@ -15,9 +15,7 @@ class HashedStaticFiles(CompressedManifestStaticFilesStorage):  # type: ignore[m
 
     support_js_module_import_aggregation = True
 
-    def url_converter(
-        self, name: str, *arguments: Any, **keywords: Any
-    ) -> Callable[[Any], str]:
+    def url_converter(self, name: str, *arguments: Any, **keywords: Any) -> Callable[[Any], str]:
         if name.endswith(".js") and not name.startswith(OURS):
             return lambda match: str(match.group(0))
         converter: Callable[[Any], str] = super().url_converter(name, *arguments, **keywords)

@@ -6,6 +6,7 @@ from django.urls import URLPattern, URLResolver, include, path
 
 from frontend.views import (
     actions,
+    billing,
     files,
     home,
     keys,
@@ -15,6 +16,7 @@ from frontend.views import (
     shell,
     team,
     templates,
+    usage,
 )
 
 app_name = "frontend"
@@ -55,6 +57,29 @@ of_a_team: list[URLPattern | URLResolver] = [
     path("audit", team.audit_log, name="audit"),
     path("audit.csv", team.audit_export, name="audit-export"),
     path("nodes", nodes.node_list, name="nodes"),
+    path("usage", usage.usage, name="usage"),
+    path("usage/<str:kind>.csv", usage.usage_export, name="usage-export"),
+    path("billing", billing.overview, name="billing"),
+    path("billing/plan", billing.choose_plan, name="billing-plan"),
+    path("billing/credit", billing.add_credit, name="billing-credit"),
+    path("billing/addons", billing.add_addon, name="billing-addon"),
+    path("billing/addons/<int:addon_id>/end", billing.remove_addon, name="billing-addon-end"),
+    path("billing/limits", billing.set_policy, name="billing-policy"),
+    path("billing/details", billing.save_details, name="billing-details"),
+    path("billing/card", billing.add_card, name="billing-card"),
+    path("billing/portal", billing.open_portal, name="billing-portal"),
+    path("billing/invoices/<str:invoice_id>", billing.invoice, name="invoice"),
+    path("billing/invoices/<str:invoice_id>/pay", billing.pay, name="invoice-pay"),
+    path("billing/invoices/<str:invoice_id>/print", billing.invoice_print, name="invoice-print"),
+    path("billing/invoices/<str:invoice_id>/pdf", billing.invoice_file, name="invoice-pdf"),
+    path(
+        "billing/invoices/<str:invoice_id>/lines/<int:position>",
+        billing.invoice_line,
+        name="invoice-line",
+    ),
+    path("books", billing.books, name="books"),
+    path("books/check", billing.books_check, name="books-check"),
+    path("books/steps/<int:step_id>/retry", billing.books_retry, name="books-retry"),
     path("keys", keys.key_list, name="keys"),
     path("keys/new", keys.key_create, name="key-create"),
     path("keys/<str:key_id>/revoke", keys.key_revoke, name="key-revoke"),
@@ -64,5 +89,7 @@ urlpatterns = [
     path("", home.home, name="home"),
     path("preferences/theme", shell.theme, name="theme"),
     path("account/", shell.account, name="account"),
+    path("billing", billing.billing_home, name="billing-home"),
+    path("t/<slug:team_slug>", home.team_home),
     path("t/<slug:team_slug>/", include(of_a_team)),
 ]

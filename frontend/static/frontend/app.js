@@ -107,7 +107,7 @@ async function copy(button) {
     return;
   }
   const before = [...button.childNodes];
-  button.replaceChildren(icon("check"), ...(button.dataset.word ? ["Copied"] : []));
+  button.replaceChildren(icon("check"), ...("word" in button.dataset ? [" Copied"] : []));
   announce("Copied");
   setTimeout(() => button.replaceChildren(...before), 1600);
 }

@@ -19,6 +19,7 @@ class Live {
     this.connect();
     setInterval(() => this.watch(), 5000);
     addEventListener("online", () => this.retryNow());
+    addEventListener("offline", () => this.drop()); // the socket would notice a minute later
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden) this.retryNow();
       if (!document.hidden && this.wanted.size) this.flush();
@@ -64,11 +65,15 @@ class Live {
   }
 
   watch() {
-    if (this.socket && Date.now() - this.heard > STALE_AFTER_MS) {
-      const socket = this.socket;
-      this.show("stale");
-      socket.close();
-    }
+    if (Date.now() - this.heard > STALE_AFTER_MS) this.drop();
+  }
+
+  drop() {
+    const { socket } = this;
+    if (!socket) return;
+    socket.close();
+    // A close that waits for the other side tells us too late.
+    socket.dispatchEvent(new CloseEvent("close", { code: 4000 }));
   }
 
   want(topic) {
