@@ -171,11 +171,15 @@ def remove_containers(deployment: Deployment) -> bool:
 
 
 def remove_networks(deployment: Deployment) -> None:
-    """Remove the bridge that this deployment's node made."""
-    ours = f"label={NODE_LABEL}={deployment.node_id}"
-    networks = ask(["docker", "network", "ls", "--quiet", "--filter", ours]) or ""
-    for network in networks.split():
-        ask(["docker", "network", "rm", network])
+    """Remove the bridge and the packet filter rules that this deployment's node made."""
+    subprocess.run(
+        [VENV / "bin/python", "-m", "nodeagent", "purge"],
+        cwd=REPOSITORY,
+        env=deployment.process_environ(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
 
 
 def containers(deployment: Deployment) -> list[str]:
