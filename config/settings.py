@@ -377,6 +377,14 @@ STRIPE_WEBHOOK_SECRETS = [
 ]
 STRIPE_API_BASE = env_str("STRIPE_API_BASE")  # empty: Stripe itself; else a fake, for tests
 STRIPE_METER_EVENTS = env_bool("STRIPE_METER_EVENTS")  # mirror hourly usage for their charts
+if STRIPE_SECRET_KEY:
+    # A form whose answer leads to Stripe's pages; browsers apply the policy to that as well.
+    CONTENT_SECURITY_POLICY["DIRECTIVES"]["form-action"] += [
+        "https://checkout.stripe.com",
+        "https://billing.stripe.com",
+        "https://invoice.stripe.com",
+        *([STRIPE_API_BASE] if STRIPE_API_BASE else []),
+    ]
 BILLING_DEFAULT_PLAN = env_str("SANDLOT_DEFAULT_PLAN", "self-hosted")
 BILLING_ENFORCEMENT = env_bool("SANDLOT_BILLING_ENFORCEMENT", True)
 BILLING_PAGE_URL = f"{PUBLIC_URL}/billing"
@@ -439,6 +447,8 @@ LOGGING = {
         "django.security.DisallowedHost": {"level": "CRITICAL"},
         "daphne": {"level": "WARNING"},
         "urllib3": {"level": "WARNING"},
+        "stripe": {"level": "WARNING"},
+        "weasyprint": {"level": "ERROR"},
         "celery.beat": {"level": "WARNING"},
         # A task that runs every two seconds says nothing by running.
         "celery.worker.strategy": {"level": "WARNING"},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
@@ -78,7 +79,7 @@ def overview(request: TeamRequest) -> HttpResponseBase:
             "base_fee_minor", "pk"
         ),
         "limits": limits,
-        "block": BlockReason(limits.block_reason).label if limits.block_reason else "",
+        "block_label": BlockReason(limits.block_reason).label if limits.block_reason else "",
         "spend": forecast.spend,
         "forecast": forecast,
         "settled": settled_balance(account, now=now),
@@ -318,13 +319,12 @@ def _minor(raw: str, currency: str) -> int | None:
     raw = raw.strip().removeprefix("$").replace(",", "")
     if not raw:
         return None
-    try:
-        scaled = Decimal(raw).scaleb(exponent(currency))
-        if not scaled.is_finite() or scaled != scaled.to_integral_value() or len(raw) > 15:
-            raise InvalidOperation
-        return int(scaled)
-    except (InvalidOperation, ValueError):
-        raise InvalidArgument(f"{raw[:30]!r} is not a sum of money.") from None
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", raw, re.ASCII):
+        raise InvalidArgument(f"{raw[:30]!r} is not a sum of money.")
+    scaled = Decimal(raw).scaleb(exponent(currency))
+    if scaled != scaled.to_integral_value():
+        raise InvalidArgument(f"{raw!r} has more decimals than {currency}.")
+    return int(scaled)
 
 
 def _shown(amount_minor: int | None, currency: str) -> str:
