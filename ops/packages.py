@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -14,19 +15,23 @@ from ops.shell import REPOSITORY, VENV, OpsError, ask, is_root, run, step
 
 POLICY = Path("/usr/sbin/policy-rc.d")
 
-# package: the file that tells that it is there, installed by Debian or otherwise
+# package: the program or file (a pattern) that tells that it is there, whoever installed it
 RUN_PACKAGES = {
     "ca-certificates": "/etc/ssl/certs/ca-certificates.crt",
     "debian-archive-keyring": "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "fonts-dejavu-core": "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
     "iproute2": "ip",
     "iptables": "iptables",
+    # These three: invoices as PDF.
+    "libharfbuzz-subset0": "/usr/lib/*/libharfbuzz-subset.so.0",
+    "libpango-1.0-0": "/usr/lib/*/libpango-1.0.so.0",
+    "libpangoft2-1.0-0": "/usr/lib/*/libpangoft2-1.0.so.0",
     "mmdebstrap": "mmdebstrap",
     "util-linux": "nsenter",
 }
 TEST_PACKAGES = {
     "chromium": "chromium",
     "curl": "curl",
-    "fonts-dejavu-core": "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
     "git": "git",
     "postgresql-15": "/usr/lib/postgresql/15/bin/postgres",
     "redis-server": "redis-server",
@@ -35,7 +40,7 @@ TEST_PACKAGES = {
 
 def is_present(sign: str) -> bool:
     if sign.startswith("/"):
-        return Path(sign).exists()
+        return bool(glob.glob(sign))
     return shutil.which(sign, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 
