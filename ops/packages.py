@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import shutil
@@ -40,7 +39,7 @@ TEST_PACKAGES = {
 
 def is_present(sign: str) -> bool:
     if sign.startswith("/"):
-        return bool(glob.glob(sign))
+        return any(Path("/").glob(sign[1:]))
     return shutil.which(sign, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 

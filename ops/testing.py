@@ -17,7 +17,8 @@ from ops.shell import REPOSITORY, VENV, OpsError, paint, say, step
 
 # Each suite's databases: the embedded default, and what production uses.
 EMBEDDED = ["-m", "not postgres and not redis"]
-SERVERS = ["--database-only"]
+# The server is thrown away whole; dropping its database would wait for the last connection.
+SERVERS = ["--database-only", "--reuse-db"]
 
 
 def run_tests(deployment: Deployment, words: list[str]) -> int:
