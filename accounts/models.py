@@ -98,6 +98,29 @@ class Membership(models.Model):
         return f"{self.user_id}@{self.team_id} ({self.role})"
 
 
+class Invitation(models.Model):
+    """An offer of a place in a team, to whoever holds the mailbox; it may have no account yet."""
+
+    public_id = models.UUIDField(default=ids.new_uuid, unique=True, editable=False)
+    team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="invitations")
+    email = models.EmailField()
+    role = models.CharField(max_length=16, choices=Role, default=Role.DEVELOPER)
+    secret_hash = models.CharField(max_length=64, unique=True, editable=False)
+    invited_by = models.ForeignKey(
+        User, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["team", "email"], name="invitation_once_per_mailbox")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.email} to {self.team_id} ({self.role})"
+
+
 class Credential(models.Model):
     """What API keys and access tokens share: a keyed hash, a mask, and their life."""
 

@@ -79,7 +79,7 @@ def create_api_key(
     with transaction.atomic():
         key = APIKey.objects.create(
             team=team,
-            name=_checked_name(name),
+            name=checked_name(name),
             created_by=created_by,
             expires_at=expires_at,
             **stored,
@@ -97,7 +97,7 @@ def create_api_key(
 
 def rename_api_key(*, key: APIKey, name: str, actor: Actor) -> None:
     with transaction.atomic():
-        key.name = _checked_name(name)
+        key.name = checked_name(name)
         key.save(update_fields=["name"])
         audit(
             team=key.team,
@@ -128,7 +128,7 @@ def create_access_token(
     """A new token of the user and its clear value, which is nowhere kept."""
     clear, stored = _new_secret(AccessToken.PREFIX)
     token = AccessToken.objects.create(
-        user=user, name=_checked_name(name), expires_at=expires_at, **stored
+        user=user, name=checked_name(name), expires_at=expires_at, **stored
     )
     return token, clear
 
@@ -164,7 +164,7 @@ def create_team(*, name: str, owner: User, slug_hint: str = "", is_personal: boo
             try:
                 with transaction.atomic():
                     team = Team.objects.create(
-                        name=_checked_name(name), slug=slug, is_personal=is_personal
+                        name=checked_name(name), slug=slug, is_personal=is_personal
                     )
                 break
             except IntegrityError:
@@ -212,7 +212,7 @@ def audit(
     )
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
     name = re.sub(r"\s+", " ", name).strip()
     if not name or len(name) > 100 or not name.isprintable():
         raise InvalidArgument("a name must have 1 to 100 printable characters")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from django.core.exceptions import RequestDataTooBig
 from django.http import Http404, HttpResponse, JsonResponse
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError, create_model
 from rest_framework import exceptions as drf_exceptions
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
@@ -35,7 +35,7 @@ class Body(BaseModel):
 class JSONBodyParser(BaseParser):
     """JSON whatever the content type says; an empty body is no body."""
 
-    media_type = "*/*"
+    media_type = "application/json"
 
     def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
         try:
@@ -193,3 +193,11 @@ def answer(body: Any, *, status: int = 200, headers: dict[str, str] | None = Non
 
 def no_content() -> HttpResponse:
     return HttpResponse(status=204)
+
+
+def list_of(item: Any, name: str = "") -> Any:
+    """The type of an answer that is a list, in the words that the schema generator knows."""
+    return create_model(
+        name or f"{item.__name__}List",
+        __base__=RootModel[list[item]],  # type: ignore[valid-type]
+    )

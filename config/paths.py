@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
+from django.urls import register_converter
+
 API_PREFIXES = (
     "/sandboxes",
     "/snapshots",
@@ -55,3 +57,7 @@ class ReferenceConverter:
 
     def to_url(self, value: str) -> str:
         return value
+
+
+# Here, where it happens once, and not in the URL configuration, which may be loaded again.
+register_converter(ReferenceConverter, "ref")

@@ -6,14 +6,11 @@ import importlib.util
 from typing import Any
 
 from django.contrib import admin
-from django.urls import include, path, register_converter
+from django.urls import include, path
 from drf_spectacular.views import SpectacularJSONAPIView
 
-from config import handlers
+from config import handlers, paths  # noqa: F401 paths registers the converter "ref"
 from config.health import health
-from config.paths import ReferenceConverter
-
-register_converter(ReferenceConverter, "ref")
 
 urlpatterns: list[Any] = [
     path("health", health),

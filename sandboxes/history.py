@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db.models import F, Func, Max, QuerySet, TextField, Value
+from django.db.models import F, Func, IntegerField, Max, QuerySet, TextField, Value
 
 from accounts.models import Team
 from config.drf import to_wire_time
@@ -36,6 +36,7 @@ class Position(Func):
 
     function = "STRPOS"
     arity = 2
+    output_field = IntegerField()
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
         return super().as_sql(compiler, connection, function="INSTR", **context)

@@ -1,4 +1,4 @@
-"""Rows for tests, with just enough in them. `alice` owns a team, `bob` is in it, `charlie` is not."""
+"""Rows for tests, with just enough in them. `alice` owns a team, `charlie` is not in it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def make_template(
     kind: TemplateKind = TemplateKind.TEMPLATE,
     **build: Any,
 ) -> Template:
-    """A template with one build under `default`. Without a team it is the platform's, and public."""
+    """A template with a build under `default`; without a team the platform's, and public."""
     template = Template.objects.create(
         team=team, is_public=team is None if is_public is None else is_public, kind=kind
     )

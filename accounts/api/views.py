@@ -32,7 +32,7 @@ from accounts.services import (
     revoke_access_token,
     revoke_api_key,
 )
-from config.drf import answer, no_content, parse
+from config.drf import answer, list_of, no_content, parse
 
 CLI_KEY_NAME = "CLI login"
 
@@ -40,7 +40,7 @@ CLI_KEY_NAME = "CLI login"
 class TeamList(UserAPIView):
     """GET /teams"""
 
-    @extend_schema(responses={200: list[TeamEntry]}, operation_id="listTeams")
+    @extend_schema(responses={200: list_of(TeamEntry)}, operation_id="listTeams")
     def get(self, request: TeamRequest) -> HttpResponse:
         """The caller's teams, each with a fresh key that works: the CLI keeps it after login."""
         user = request.caller.user
@@ -77,7 +77,7 @@ class APIKeyList(TeamAPIView):
     schemes = USER_IN_TEAM
     allowed_when_blocked = frozenset({"GET"})
 
-    @extend_schema(responses={200: list[TeamAPIKey]}, operation_id="listAPIKeys")
+    @extend_schema(responses={200: list_of(TeamAPIKey)}, operation_id="listAPIKeys")
     def get(self, request: TeamRequest) -> HttpResponse:
         keys = APIKey.objects.active().filter(team=request.team).select_related("created_by")
         return answer([api_key_json(key) for key in keys.order_by("created_at", "pk")])

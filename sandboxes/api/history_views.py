@@ -10,7 +10,7 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 
 from accounts.auth import TeamAPIView, TeamRequest
 from config import ids
-from config.drf import answer, query_int, query_words
+from config.drf import answer, list_of, query_int, query_words
 from config.errors import InvalidArgument, PermissionDenied
 from sandboxes.access import parse_id
 from sandboxes.api.serializers import (
@@ -130,7 +130,7 @@ class SandboxMetrics(TeamAPIView):
 
     @extend_schema(
         parameters=[START, END],
-        responses={200: list[MetricAnswer]},
+        responses={200: list_of(MetricAnswer)},
         operation_id="getSandboxMetrics",
     )
     def get(self, request: TeamRequest, sandbox_id: str) -> HttpResponse:
@@ -173,7 +173,7 @@ class TeamMetrics(TeamAPIView):
 
     @extend_schema(
         parameters=[START, END],
-        responses={200: list[TeamMetricAnswer]},
+        responses={200: list_of(TeamMetricAnswer)},
         operation_id="getTeamMetrics",
     )
     def get(self, request: TeamRequest, team_id: str) -> HttpResponse:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from accounts.access import access_team_as_operator
 from accounts.auth import AdminAPIView, TeamRequest
 from config import ids
-from config.drf import Body, answer, no_content, parse, to_wire_time
+from config.drf import Body, answer, list_of, no_content, parse, to_wire_time
 from config.errors import AppError, Conflict, NotFound
 from sandboxes.lifecycle import ACTIVE, RUNNING_STATES, State
 from sandboxes.models import Node, Sandbox
@@ -52,7 +52,7 @@ def _counted() -> Any:
 class NodeList(AdminAPIView):
     """GET /nodes"""
 
-    @extend_schema(responses={200: list[dict[str, Any]]}, operation_id="listNodes")
+    @extend_schema(responses={200: list_of(dict[str, Any], "NodeList")}, operation_id="listNodes")
     def get(self, request: TeamRequest) -> HttpResponse:
         now = timezone.now()
         return answer(

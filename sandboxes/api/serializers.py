@@ -102,6 +102,19 @@ class SandboxAnswer(BaseModel):
     domain: str | None = None
 
 
+class ErrorAnswer(BaseModel):
+    code: int
+    message: str
+    error_code: str | None = None
+
+
+class ForkResult(BaseModel):
+    """Exactly one of the two."""
+
+    sandbox: SandboxAnswer | None = None
+    error: ErrorAnswer | None = None
+
+
 class ListedSandboxAnswer(BaseModel):
     templateID: str
     alias: str | None = None

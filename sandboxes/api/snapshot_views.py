@@ -8,12 +8,12 @@ from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 
 from accounts.auth import TeamAPIView, TeamRequest
-from config.drf import answer, decode_cursor, encode_cursor, parse, query_int
+from config.drf import answer, decode_cursor, encode_cursor, list_of, parse, query_int
 from config.errors import InvalidArgument
 from sandboxes.access import access_sandbox, parse_id
 from sandboxes.api.serializers import (
     ForkInput,
-    SandboxAnswer,
+    ForkResult,
     SnapshotAnswer,
     SnapshotInput,
     sandbox_json,
@@ -67,7 +67,7 @@ class SnapshotList(TeamAPIView):
             OpenApiParameter("limit", int),
             OpenApiParameter("nextToken", str),
         ],
-        responses={200: list[SnapshotAnswer]},
+        responses={200: list_of(SnapshotAnswer)},
         operation_id="listSnapshots",
     )
     def get(self, request: TeamRequest) -> HttpResponse:
@@ -124,7 +124,7 @@ class SandboxFork(TeamAPIView):
 
     @extend_schema(
         request=ForkInput,
-        responses={201: list[dict[str, SandboxAnswer]]},
+        responses={201: list_of(ForkResult)},
         operation_id="forkSandbox",
     )
     def post(self, request: TeamRequest, sandbox_id: str) -> HttpResponse:

@@ -7,7 +7,7 @@ from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 
 from accounts.auth import TeamAPIView, TeamRequest
-from config.drf import answer, no_content, parse
+from config.drf import answer, list_of, no_content, parse
 from config.errors import InvalidArgument, Unavailable
 from nodeagent import errors as agent_errors
 from sandboxes import idempotency
@@ -108,7 +108,7 @@ class SandboxList(TeamAPIView):
 
     @extend_schema(
         parameters=[OpenApiParameter("metadata", str)],
-        responses={200: list[ListedSandboxAnswer]},
+        responses={200: list_of(ListedSandboxAnswer)},
         operation_id="listSandboxes",
         deprecated=True,
     )
@@ -162,7 +162,7 @@ class SandboxListV2(SandboxList):
             OpenApiParameter("limit", int),
             OpenApiParameter("nextToken", str),
         ],
-        responses={200: list[ListedSandboxAnswer]},
+        responses={200: list_of(ListedSandboxAnswer)},
         operation_id="listSandboxesV2",
         deprecated=False,
     )

@@ -9,14 +9,7 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 
 from accounts.auth import TEAM_OR_TOKEN, TeamAPIView, TeamRequest
 from accounts.models import Team
-from config.drf import (
-    answer,
-    decode_cursor,
-    encode_cursor,
-    no_content,
-    parse,
-    query_int,
-)
+from config.drf import answer, decode_cursor, encode_cursor, list_of, no_content, parse, query_int
 from config.errors import InvalidArgument, NotFound, PermissionDenied
 from templates_app.access import access_template, find_build, find_template, may_use
 from templates_app.api.serializers import (
@@ -76,7 +69,7 @@ class TemplateList(TeamAPIView):
 
     @extend_schema(
         parameters=[OpenApiParameter("teamID", str)],
-        responses={200: list[TemplateEntry]},
+        responses={200: list_of(TemplateEntry)},
         operation_id="listTemplates",
     )
     def get(self, request: TeamRequest) -> HttpResponse:
@@ -93,7 +86,7 @@ class TemplateListV2(TeamAPIView):
 
     @extend_schema(
         parameters=[OpenApiParameter("teamID", str), LIMIT, NEXT_TOKEN],
-        responses={200: list[TemplateEntry]},
+        responses={200: list_of(TemplateEntry)},
         operation_id="listTemplatesV2",
     )
     def get(self, request: TeamRequest) -> HttpResponse:
@@ -127,7 +120,7 @@ class DefaultTemplateList(TeamAPIView):
 
     allowed_when_blocked = READ
 
-    @extend_schema(responses={200: list[TemplateEntry]}, operation_id="listDefaultTemplates")
+    @extend_schema(responses={200: list_of(TemplateEntry)}, operation_id="listDefaultTemplates")
     def get(self, request: TeamRequest) -> HttpResponse:
         """The platform's own templates; how much others use them is not told."""
         templates = list(
@@ -275,7 +268,7 @@ class TemplateTagList(TeamAPIView):
 
     allowed_when_blocked = READ
 
-    @extend_schema(responses={200: list[TagEntry]}, operation_id="listTemplateTags")
+    @extend_schema(responses={200: list_of(TagEntry)}, operation_id="listTemplateTags")
     def get(self, request: TeamRequest, reference: str) -> HttpResponse:
         template = access_template(request.team, reference)
         return answer([tag_json(assignment) for assignment in latest_tags(template)])

@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from accounts.models import APIKey, Membership, Role, Team
-from accounts.services import create_api_key, revoke_api_key, SYSTEM
+from accounts.services import SYSTEM, create_api_key, revoke_api_key
 from tests.api import Api, api_of, as_user, check_error
 from tests.factories import join, make_person, make_user
 
