@@ -117,6 +117,12 @@ async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, partial(_stop, agent, number))
+    logger.info(
+        "Node %s: API at %s, gateway at %s.",
+        settings.node_id,
+        settings.api_url,
+        settings.gateway_url,
+    )
     await agent.run([AgentServer(agent), gateway])
 
 
@@ -149,6 +155,7 @@ def _set_up_logging(settings: Settings) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler])
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # heartbeat says it in our words
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ class Agent:
 
     Claim, act, settle holds here too: a move is taken under the sandbox's lock, and a kill, which
     always wins, takes the sandbox out of the table first and waits for nobody.
-    adopt_data_plane: called once for each sandbox that becomes known, before it is routable.
+    adopt_data_plane: called for each sandbox that begins to run here, and after each boot of it,
+    before it is routable.
     """
 
     def __init__(
@@ -411,10 +412,10 @@ class Agent:
         return sandbox.created
 
     def _enter(self, sandbox: OwnedSandbox) -> None:
-        self._adopt_data_plane(self, sandbox)
         self._sandboxes[sandbox.sandbox_id] = sandbox
         self._by_container[sandbox.container_id] = sandbox
         if sandbox.state is NodeSandboxState.RUNNING:
+            self._adopt_data_plane(self, sandbox)
             self._set_timer(sandbox)
 
     def _leave(self, sandbox: OwnedSandbox) -> None:
@@ -632,6 +633,8 @@ class Agent:
         has_memory = sandbox.keeps_memory and memory
         if has_memory:
             await self._runtime.thaw(sandbox.container)
+            if sandbox.envd is None:  # taken back while frozen, when its guest could not answer
+                self._adopt_data_plane(self, sandbox)
         else:
             await self._boot_again(sandbox)
         sandbox.started_at = self._clock()

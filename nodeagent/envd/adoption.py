@@ -44,7 +44,7 @@ def release(sandbox: LiveSandbox) -> None:
 
 
 async def _adopt(node: Node, sandbox: LiveSandbox, state: SandboxEnvd) -> None:
-    await _tell_variables(sandbox)
+    await _tell_variables(node, sandbox)
     for attempt in range(ATTEMPTS):
         try:
             found = await sandbox.link.call("processes")
@@ -52,6 +52,8 @@ async def _adopt(node: Node, sandbox: LiveSandbox, state: SandboxEnvd) -> None:
                 await _attach(node, sandbox, state, process)
             return
         except (AgentError, KeyError, TypeError) as error:
+            if node.find(sandbox.sandbox_id) is not sandbox:
+                return  # it was killed meanwhile
             logger.warning(
                 "Could not take over the processes of a sandbox: %s",
                 error,
@@ -60,7 +62,7 @@ async def _adopt(node: Node, sandbox: LiveSandbox, state: SandboxEnvd) -> None:
             await asyncio.sleep(0.2 * attempt)
 
 
-async def _tell_variables(sandbox: LiveSandbox) -> None:
+async def _tell_variables(node: Node, sandbox: LiveSandbox) -> None:
     """Best effort: a full disk must not keep the sandbox from being used."""
     try:
         writer = await sandbox.link.open_write(
@@ -72,6 +74,8 @@ async def _tell_variables(sandbox: LiveSandbox) -> None:
         finally:
             writer.close()
     except AgentError as error:
+        if node.find(sandbox.sandbox_id) is not sandbox:
+            return
         logger.warning(
             "Could not tell a sandbox its variables: %s",
             error,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ class Stage:
     control_plane: FakeControlPlane
     agent: Agent = None  # type: ignore[assignment]
     task: asyncio.Task[None] | None = None
+    adopted: list[str] = field(default_factory=list)  # sandboxes given to the data plane
 
     async def start(self, **changes) -> Agent:
         settings = Settings(
@@ -40,6 +41,7 @@ class Stage:
             runtime=self.runtime,
             firewall=self.firewall,
             control_plane=self.control_plane,
+            adopt_data_plane=lambda _, sandbox: self.adopted.append(sandbox.sandbox_id),
             clock=self.clock,
         )
         self.task = asyncio.create_task(self.agent.run([]))

@@ -526,6 +526,18 @@ async def test_everything_outlives_the_agent(stage):
     assert resumed.warm
 
 
+async def test_the_data_plane_takes_over_what_runs_and_a_frozen_one_once_it_thaws(stage):
+    for sandbox_id in ("i1", "i2"):
+        await stage.agent.create(create_spec(sandbox_id))
+    await stage.agent.pause("i2", memory=True)
+    stage.adopted.clear()
+    await stage.restart()
+    assert stage.adopted == ["i1"]  # a frozen guest would not answer
+
+    await stage.agent.resume("i2", timeout_seconds=5, memory=True)
+    assert stage.adopted == ["i1", "i2"]
+
+
 async def test_a_sandbox_that_died_with_the_agent_is_told_of(stage):
     await stage.agent.create(create_spec())
     container_id = stage.agent.find("i1").container_id
