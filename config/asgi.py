@@ -26,6 +26,7 @@ from django.urls import set_script_prefix  # noqa: E402
 from config.paths import keep_encoded_slashes  # noqa: E402
 from config.websockets import websocket_urlpatterns  # noqa: E402
 from sandboxes import live  # noqa: E402
+from templates_app.uploads import UPLOAD_PATH, receive_upload  # noqa: E402
 
 
 class BodyTooLarge(Exception):
@@ -109,9 +110,19 @@ class ThreadedASGIHandler(ASGIHandler):
 
 
 http_application = ThreadedASGIHandler()
+
+
+async def route_http(scope: Any, receive: Any, send: Any) -> None:
+    """Uploads of build files go round Django, which would hold each as a whole first."""
+    if scope["path"].startswith(UPLOAD_PATH):
+        await receive_upload(scope, receive, send)
+    else:
+        await http_application(scope, receive, send)
+
+
 application = ProtocolTypeRouter(
     {
-        "http": http_application,
+        "http": route_http,
         "websocket": AllowedHostsOriginValidator(
             AuthMiddlewareStack(URLRouter(websocket_urlpatterns()))
         ),

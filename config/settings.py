@@ -84,6 +84,8 @@ X_FRAME_OPTIONS = "DENY"
 APPEND_SLASH = False  # clients of the API follow no redirects
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
+UPLOADS_DIR = Path(env_str("SANDLOT_UPLOADS_DIR") or STATE_DIR / "uploads")  # of template builds
+MAX_UPLOAD_BYTES = env_int("SANDLOT_MAX_UPLOAD_MB", 4096, minimum=1) * 1024 * 1024
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 FILE_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 # Threads that serve requests; each may wait for a node while others go on.
@@ -263,6 +265,11 @@ CELERY_BEAT_SCHEDULE = {
         "task": "sandboxes.tasks.settle_sandboxes",
         "schedule": timedelta(seconds=2),
         "options": {"expires": 2},
+    },
+    "settle-builds": {
+        "task": "sandboxes.tasks.settle_builds",
+        "schedule": timedelta(seconds=5),
+        "options": {"expires": 5},
     },
     "find-lost-nodes": {
         "task": "sandboxes.tasks.find_lost_nodes",

@@ -50,7 +50,9 @@ def create_spec(sandbox: Sandbox, build: TemplateBuild) -> wire.CreateSandbox:
         ready_cmd=build.ready_cmd,
         default_user=build.default_user,
         default_workdir=build.workdir,
-        template_env=build.env,
+        template_env=build.env if build.start_env is None else build.start_env,
+        start_user=build.start_user,
+        start_workdir=build.start_workdir,
     )
 
 
@@ -67,5 +69,7 @@ def pool_spec(build: TemplateBuild, *, size: int) -> wire.PoolSpec:
         ready_cmd=build.ready_cmd,
         default_user=build.default_user,
         default_workdir=build.workdir,
-        template_env=build.env,
+        template_env=build.env if build.start_env is None else build.start_env,
+        start_user=build.start_user,
+        start_workdir=build.start_workdir,
     )

@@ -9,7 +9,9 @@ from celery.signals import worker_process_init, worker_ready
 from django.utils import timezone
 
 from billing.services.spend import sweep_spend
-from sandboxes import live, overdrawn, reconcile
+from sandboxes import builds, live, overdrawn, reconcile
+from templates_app.builds import end_overdue_builds
+from templates_app.uploads import forget_unused_archives
 
 
 def pass_hints_through_web(**_: Any) -> None:
@@ -33,10 +35,18 @@ def find_lost_nodes(**_: Any) -> None:
 
 
 @shared_task
+def settle_builds(**_: Any) -> None:
+    now = timezone.now()
+    end_overdue_builds(now=now)
+    builds.settle_builds(now=now)
+
+
+@shared_task
 def forget_old_records(**_: Any) -> None:
     now = timezone.now()
     reconcile.forget_old_records(now=now)
     reconcile.remove_unused_images(now=now)
+    forget_unused_archives(now=now)
 
 
 @shared_task

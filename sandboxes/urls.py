@@ -1,6 +1,7 @@
 from django.urls import path
 
 from sandboxes.api import (
+    build_internal,
     history_views,
     internal,
     operator_views,
@@ -40,4 +41,6 @@ urlpatterns = [
     path("secrets/<str:name>", unsupported.Secrets.as_view()),
     path("internal/nodes/heartbeat", internal.node_heartbeat),
     path("internal/live", internal.live_hints),
+    path("internal/builds/<str:build_id>/progress", build_internal.build_progress),
+    path("internal/archives/<str:team_id>/<str:files_hash>", build_internal.build_archive),
 ]

@@ -64,6 +64,7 @@ class TemplateBuild(models.Model):
     template = models.ForeignKey(Template, on_delete=models.CASCADE, related_name="builds")
     status = models.CharField(max_length=16, choices=BuildStatus, default=BuildStatus.WAITING)
     error_message = models.TextField(blank=True)
+    error_step = models.CharField(max_length=16, blank=True)  # "base", a number, "finalize"
     image = models.CharField(max_length=255, blank=True)  # reference the node starts
     image_id = models.CharField(max_length=255, blank=True)  # content id: equal means same image
     size_bytes = models.PositiveBigIntegerField(default=0)
@@ -77,6 +78,12 @@ class TemplateBuild(models.Model):
     default_user = models.CharField(max_length=64, default="user")
     workdir = models.CharField(max_length=4096, blank=True)
     env = models.JSONField(default=dict, blank=True)
+    # Of an inherited start command, which runs where its own template ended; null: as above.
+    start_user = models.CharField(max_length=64, blank=True)
+    start_workdir = models.CharField(max_length=4096, null=True, blank=True)  # noqa: DJ001
+    start_env = models.JSONField(null=True, blank=True)
+    recipe = models.JSONField(null=True, blank=True)  # the start call's body, less credentials
+    progress_at = models.DateTimeField(null=True, blank=True)  # when its node last spoke of it
     envd_version = models.CharField(max_length=32, default="0.6.13")
     pool_size = models.PositiveIntegerField(null=True, blank=True)  # null: the settings' default
     # Of a snapshot: sandboxes made from it boot from disk, without its processes.
@@ -132,3 +139,47 @@ class TemplateTag(models.Model):
 
     def __str__(self) -> str:
         return f"{self.template_id}:{self.tag} -> {self.build_id}"
+
+
+class LogLevel(models.IntegerChoices):
+    DEBUG = 0
+    INFO = 1
+    WARN = 2
+    ERROR = 3
+
+
+class BuildLogEntry(models.Model):
+    """One line of a build's log. `number` counts from 0 within the build."""
+
+    build = models.ForeignKey(TemplateBuild, on_delete=models.CASCADE, related_name="log")
+    number = models.PositiveIntegerField()
+    at = models.DateTimeField()
+    level = models.PositiveSmallIntegerField(choices=LogLevel, default=LogLevel.INFO)
+    message = models.TextField()
+    step = models.CharField(max_length=16, blank=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["build", "number"], name="log_line_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.build_id}#{self.number}"
+
+
+class FileArchive(models.Model):
+    """An uploaded archive of a COPY step. The content lies in the uploads directory."""
+
+    team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="archives")
+    files_hash = models.CharField(max_length=64)  # opaque: the client's, over what it likes
+    size_bytes = models.PositiveBigIntegerField()
+    created_at = models.DateTimeField(default=timezone.now)
+    used_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["team", "files_hash"], name="archive_once_per_team")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.team_id}/{self.files_hash}"

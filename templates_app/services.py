@@ -12,6 +12,7 @@ from django.db.models import F
 from accounts.models import Team
 from config.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
 from templates_app.access import find_build, find_template
+from templates_app.builds import end_builds_of
 from templates_app.models import (
     BuildStatus,
     Template,
@@ -118,6 +119,7 @@ def delete_template(*, template: Template, now: datetime) -> None:
         TemplateAlias.objects.filter(template=template).delete()
         Template.objects.filter(pk=template.pk, deleted_at=None).update(deleted_at=now)
     template.deleted_at = now
+    end_builds_of(template, now=now)
 
 
 def assign_tags(
