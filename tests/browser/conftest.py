@@ -1,4 +1,4 @@
-"""Chromium against the whole stack. A page that logs an error or breaks its policy fails its test."""
+"""Chromium against the whole stack. A page that logs an error or breaks its policy fails."""
 
 from __future__ import annotations
 

@@ -161,6 +161,10 @@ document.addEventListener("keydown", (event) => {
   next.focus();
 });
 
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
+});
+
 /* Theme ------------------------------------------------------------------ */
 
 document.addEventListener("submit", (event) => {
