@@ -199,5 +199,5 @@ def list_of(item: Any, name: str = "") -> Any:
     """The type of an answer that is a list, in the words that the schema generator knows."""
     return create_model(
         name or f"{item.__name__}List",
-        __base__=RootModel[list[item]],  # type: ignore[valid-type]
+        __base__=RootModel[list[item]],
     )

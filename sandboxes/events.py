@@ -151,9 +151,56 @@ def apply_events(
 
 
 def _apply_event(sandbox: Sandbox, event: wire.NodeEvent, *, now: datetime) -> None:
-    """Ends are final and applied here; for the rest the node's list decides, by its instants."""
-    if event.kind is not wire.EventKind.ENDED:
-        return
+    """Ends are final; of pauses and resumes those count that are later than what the row knows.
+
+    The node's list would tell of most of them too, but not of a pause that traffic has woken
+    already when the list is made.
+    """
+    match event.kind:
+        case wire.EventKind.PAUSED:
+            _take_pause(
+                sandbox,
+                paused_at=instant(event.at),
+                keeps_memory=event.data.get("memory") is not False,
+                now=now,
+            )
+        case wire.EventKind.RESUMED:
+            end_at = event.data.get("end_at")
+            if isinstance(end_at, int | float):
+                _take_resume(
+                    sandbox, started_at=instant(event.at), end_at=instant(end_at), now=now
+                )
+        case wire.EventKind.ENDED:
+            _take_end(sandbox, event, now=now)
+
+
+def _take_pause(
+    sandbox: Sandbox, *, paused_at: datetime, keeps_memory: bool, now: datetime
+) -> bool:
+    """False for one that a later start has undone, or that the row knows already."""
+    is_news = (
+        sandbox.started_at is not None
+        and paused_at > sandbox.started_at
+        and sandbox.state in RUNNING_STATES | {State.PAUSING}
+    )
+    return is_news and became_paused(
+        sandbox, paused_at=paused_at, keeps_memory=keeps_memory, now=now
+    )
+
+
+def _take_resume(
+    sandbox: Sandbox, *, started_at: datetime, end_at: datetime, now: datetime
+) -> bool:
+    """False for one that a later pause has undone, or that the row knows already."""
+    is_news = (
+        sandbox.state in {State.PAUSED, State.RESUMING}
+        and sandbox.paused_at is not None
+        and started_at > sandbox.paused_at
+    )
+    return is_news and became_running(sandbox, started_at=started_at, end_at=end_at, now=now)
+
+
+def _take_end(sandbox: Sandbox, event: wire.NodeEvent, *, now: datetime) -> None:
     try:
         reason = EndReason(str(event.data.get("reason")))
     except ValueError:
@@ -247,21 +294,26 @@ def _reconcile_one(sandbox: Sandbox, state: wire.SandboxState, *, now: datetime)
             started_at = instant(state.started_at)
             row_state = State(sandbox.state)
             is_orphan = row_state is State.STARTING and now - started_at > ORPHANED_START
-            is_resumed = (
-                row_state in {State.PAUSED, State.RESUMING}
-                and sandbox.paused_at is not None
-                and started_at > sandbox.paused_at
+            is_unseen = (
+                row_state in RUNNING_STATES
+                and sandbox.started_at is not None
+                and started_at > sandbox.started_at
             )
+            if is_unseen:
+                # It was paused and woken, and the events that told of it are lost.
+                paused_at = min(sandbox.end_at or started_at, started_at - timedelta(microseconds=1))
+                _take_pause(sandbox, paused_at=paused_at, keeps_memory=True, now=now)
             # A pause or snapshot whose request died, and which the node never began or has
             # finished.
             is_stuck = row_state in {
                 State.PAUSING,
                 State.SNAPSHOTTING,
             } and now - sandbox.state_changed_at > timedelta(minutes=2)
-            if is_orphan or is_resumed:
-                became_running(
-                    sandbox, started_at=started_at, end_at=instant(state.end_at), now=now
-                )
+            end_at = instant(state.end_at)
+            if is_orphan:
+                became_running(sandbox, started_at=started_at, end_at=end_at, now=now)
+            elif _take_resume(sandbox, started_at=started_at, end_at=end_at, now=now):
+                return
             elif is_stuck:
                 Sandbox.objects.filter(pk=sandbox.pk, state=row_state).update(
                     state=State.RUNNING, state_changed_at=now
@@ -269,16 +321,13 @@ def _reconcile_one(sandbox: Sandbox, state: wire.SandboxState, *, now: datetime)
                 live.publish(sandbox.team_id)
         case wire.NodeSandboxState.PAUSED:
             paused_at = instant(state.paused_at) if state.paused_at is not None else now
-            is_news = (
-                sandbox.started_at is not None
-                and paused_at > sandbox.started_at
-                and sandbox.state in RUNNING_STATES | {State.PAUSING}
-            )
             is_failed_resume = (
                 sandbox.state == State.RESUMING
                 and now - sandbox.state_changed_at > timedelta(minutes=2)
             )
-            if is_news or is_failed_resume:
+            if _take_pause(sandbox, paused_at=paused_at, keeps_memory=state.memory, now=now):
+                return
+            if is_failed_resume:
                 became_paused(sandbox, paused_at=paused_at, keeps_memory=state.memory, now=now)
             elif sandbox.state == State.PAUSED and sandbox.keeps_memory and not state.memory:
                 # The node had to give the memory up, for instance when its machine restarted.

@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 import urllib3
-from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import transaction
@@ -26,7 +25,7 @@ INTERNAL_PATH = "/internal/live"
 
 
 def team_group(team: Team) -> str:
-    return f"team.{team.pk}"
+    return _group_name(team.pk)
 
 
 def publish(team_id: int, *, topics: tuple[str, ...] = ("sandboxes",)) -> None:
@@ -56,6 +55,8 @@ class Outbox:
         self._wake.set()
 
     def _run(self) -> None:
+        # One loop for the thread's life: a channel layer keeps a connection per loop.
+        self._runner = asyncio.Runner()
         while True:
             self._wake.wait()
             # Let a burst gather; the first hint waits this long as well.
@@ -79,21 +80,22 @@ class Outbox:
                 timeout=2.0,
             )
             return
-        for team_id, topics in waiting.items():
-            sending = send(team_id, sorted(topics))
-            if _mode.loop is not None:
-                asyncio.run_coroutine_threadsafe(sending, _mode.loop).result(timeout=5)
-            else:
-                async_to_sync(_await)(sending)
+        loop = _mode.loop
+        if loop is not None and loop.is_running():
+            asyncio.run_coroutine_threadsafe(send_all(waiting), loop).result(timeout=5)
+        else:
+            self._runner.run(send_all(waiting))
 
 
-async def send(team_id: int, topics: list[str]) -> None:
+async def send_all(waiting: dict[int, set[str]]) -> None:
     layer: Any = get_channel_layer()
-    await layer.group_send(f"team.{team_id}", {"type": "live.changed", "topics": topics})
+    for team_id, topics in waiting.items():
+        message = {"type": "live.changed", "topics": sorted(topics)}
+        await layer.group_send(_group_name(team_id), message)
 
 
-async def _await(sending: Any) -> None:
-    await sending
+def _group_name(team_id: int) -> str:
+    return f"team.{team_id}"
 
 
 class _Mode:

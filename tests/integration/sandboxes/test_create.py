@@ -277,7 +277,7 @@ def test_a_node_that_vanishes_in_the_middle_keeps_no_sandbox(api):
 
 def test_a_warm_create_needs_few_statements(api, agent, django_assert_max_num_queries):
     create(api)
-    with django_assert_max_num_queries(22):  # of which the meter takes eight
+    with django_assert_max_num_queries(24):  # of which the meter takes eight
         create(api)
 
 

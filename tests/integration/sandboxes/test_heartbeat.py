@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import timedelta
 
@@ -170,6 +171,29 @@ def test_a_wake_by_traffic_is_taken_over(agent, alice, base):
     beat(agent)
     assert fresh(sandbox).state == State.RUNNING
     assert (sandbox.end_at - sandbox.started_at).total_seconds() == pytest.approx(300, abs=1e-3)
+
+
+def test_a_pause_and_a_wake_between_two_heartbeats_are_both_seen(agent, alice, base):
+    sandbox = make_sandbox(alice.team, template=base, on_timeout=Sandbox.OnTimeout.PAUSE)
+    adopt(agent, sandbox)
+    woken_at = time.time() + 1
+    agent.tell(wire.EventKind.PAUSED, sandbox.public_id, memory=True, reason="timeout")
+    agent.tell(wire.EventKind.RESUMED, sandbox.public_id, memory=True, end_at=woken_at + 300)
+    agent.put(sandbox.public_id, started_at=woken_at, end_at=woken_at + 300)
+    beat(agent)
+    assert fresh(sandbox).state == State.RUNNING
+    assert sandbox.end_at.timestamp() == pytest.approx(woken_at + 300, abs=1)
+
+
+def test_a_run_that_began_unseen_is_taken_over(agent, sandbox):
+    """As above, with the events lost: the list alone tells."""
+    woken_at = sandbox.started_at.timestamp() + 5
+    agent.put(sandbox.public_id, started_at=woken_at, end_at=woken_at + 300)
+    reply = beat(agent)
+    assert fresh(sandbox).state == State.RUNNING
+    assert sandbox.started_at.timestamp() == pytest.approx(woken_at, abs=1e-5)
+    assert sandbox.end_at.timestamp() == pytest.approx(woken_at + 300, abs=1e-5)
+    assert reply.deadlines == {}
 
 
 def test_an_old_list_cannot_undo_a_pause(agent, sandbox, api):

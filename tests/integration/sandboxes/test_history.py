@@ -18,8 +18,6 @@ from tests.api import Api, check_error
 from tests.factories import adopt, make_node, make_sandbox, start_agent
 from tests.fakes.agent import BrokenAgent
 
-NOW = timezone.now()
-
 
 @pytest.fixture
 def sandbox(alice, base, agent):
@@ -29,12 +27,17 @@ def sandbox(alice, base, agent):
 
 
 @pytest.fixture
-def lines(sandbox):
+def now():
+    return timezone.now()
+
+
+@pytest.fixture
+def lines(sandbox, now):
     levels = ["debug", "info", "warn", "error"]
     return [
         SandboxEvent.objects.create(
             sandbox=sandbox,
-            at=NOW - timedelta(seconds=10 - index),
+            at=now - timedelta(seconds=10 - index),
             kind="log",
             level=level,
             message=f"Line {index}",
@@ -89,11 +92,11 @@ def test_a_bad_log_query_is_refused(api, sandbox, query):
 
 
 @pytest.fixture
-def samples(sandbox):
+def samples(sandbox, now):
     return [
         SandboxMetric.objects.create(
             sandbox=sandbox,
-            at=NOW - timedelta(seconds=30 - index * 5),
+            at=now - timedelta(seconds=30 - index * 5),
             cpu_count=2,
             cpu_used_pct=index,
             mem_used=1,
@@ -106,8 +109,8 @@ def samples(sandbox):
     ]
 
 
-def test_metrics_are_complete_and_ascending(api, alice, sandbox, samples):
-    Sandbox.objects.filter(pk=sandbox.pk).update(created_at=NOW - timedelta(minutes=1))
+def test_metrics_are_complete_and_ascending(api, sandbox, samples, now):
+    Sandbox.objects.filter(pk=sandbox.pk).update(created_at=now - timedelta(minutes=1))
     body = api.get(f"/sandboxes/{sandbox.public_id}/metrics").data
     assert [metric["cpuUsedPct"] for metric in body] == [0, 1, 2]
     assert set(body[0]) == {
@@ -123,9 +126,9 @@ def test_metrics_are_complete_and_ascending(api, alice, sandbox, samples):
     }
 
 
-def test_a_range_holds_only_what_lies_in_it(api, sandbox, samples):
+def test_a_range_holds_only_what_lies_in_it(api, sandbox, samples, now):
     path = f"/sandboxes/{sandbox.public_id}/metrics"
-    unix = int(NOW.timestamp())
+    unix = int(now.timestamp())
     assert len(api.get(f"{path}?start={unix - 60}&end={unix}").data) == 3
     assert api.get(f"{path}?start={unix - 3600}&end={unix - 1800}").data == []
     check_error(api.get(f"{path}?start=20&end=10"), 400, "Invalid time range for metrics")
