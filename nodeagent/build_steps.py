@@ -492,16 +492,28 @@ async def provision(bench: Workbench, on_line: OnLine) -> None:
         raise StepFailed(f"the image could not be prepared: {last}")
 
 
-_CONFIGURE = r"""
+# Touches only what is not so yet: a change of a file's mode or owner stores the file again.
+_PERMISSIONS = r"""
 set -e
-printf 'ENV_ID=%s\nTEMPLATE_ID=%s\nBUILD_ID=%s\n' "$1" "$1" "$2" > /.e2b
 if [ -d /etc/skel ]; then cp -a -n /etc/skel/. /home/user/ 2>/dev/null || true; fi
 group=$(id -gn user)
 find /home/user \( ! -user user -o ! -group "$group" \) -exec chown -h "user:$group" {} +
-find /usr/local ! -type l ! -perm -0777 -exec chmod a+rwx {} +
+find /usr/local \( -type d ! -perm -0777 -o -type f ! -perm -0666 \) -exec chmod a+rwX {} +
 mkdir -p /code; chmod 777 /code
+"""
+_CONFIGURE = (
+    _PERMISSIONS
+    + r"""
+printf 'ENV_ID=%s\nTEMPLATE_ID=%s\nBUILD_ID=%s\n' "$1" "$1" "$2" > /.e2b
 rm -rf /run/e2b /tmp/.sandlot-*
 """
+)
+
+
+async def make_base_ready(bench: Workbench) -> None:
+    """The part of `configure` that is the same for all templates on this base, once."""
+    await make_default_user(bench)
+    await _scripted(bench, "configuration script failed", _PERMISSIONS)
 
 
 async def configure(bench: Workbench, *, template_id: str, build_id: str) -> None:

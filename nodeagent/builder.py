@@ -27,7 +27,7 @@ from nodeagent.build_steps import (
     configure,
     describe,
     follow,
-    make_default_user,
+    make_base_ready,
     perform,
     provision,
 )
@@ -48,7 +48,8 @@ logger = logging.getLogger(__name__)
 INTERNAL = "An internal error occurred. Please try again or contact support with the build ID."
 CANCELLED = "build was cancelled"
 READY_SECONDS = 600.0
-READY_PAUSE_SECONDS = 2.0
+FIRST_READY_PAUSE_SECONDS = 0.1
+LAST_READY_PAUSE_SECONDS = 2.0
 READY_ATTEMPT_SECONDS = 60.0
 DISK_CHECK_SECONDS = 3.0
 # A container that committed this much is left for one on the new image: its next commit would
@@ -361,7 +362,7 @@ class _Build:
                 async with asyncio.timeout(READY_SECONDS):
                     await provision(bench, self._lines("[base]", "base", level="debug"))
             self._log.add(user_text, step="base")
-            await make_default_user(bench)
+            await make_base_ready(bench)
         except ImageRefused as refusal:
             raise BuildFailed(str(refusal), "base") from refusal
         except StepFailed as failure:
@@ -466,6 +467,7 @@ class _Build:
     async def _wait_ready(self, bench: Workbench, context: BuildContext) -> None:
         if not self._spec.ready_cmd:
             return
+        pause_seconds = FIRST_READY_PAUSE_SECONDS
         while True:
             end = await bench.run(
                 self._spec.ready_cmd,
@@ -477,7 +479,8 @@ class _Build:
             if end.exit_code == 0:
                 return
             self._log.add(f"Template is not ready: {end.status}", level="debug", step=self._at)
-            await asyncio.sleep(READY_PAUSE_SECONDS)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(LAST_READY_PAUSE_SECONDS, 2 * pause_seconds)
 
     # -- the container --------------------------------------------------------------------------
 
