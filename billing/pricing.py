@@ -115,6 +115,8 @@ class RateTable:
 def _layered(
     plan: PlanSpan, own: Sequence[PriceSpan], common: Sequence[PriceSpan]
 ) -> Iterator[Rate]:
+    if plan.to_ms is not None and plan.to_ms <= plan.from_ms:
+        return  # two plan changes in one millisecond
     edges = {plan.from_ms}
     for price in (*own, *common):
         edges |= {price.from_ms} | ({price.to_ms} if price.to_ms is not None else set())

@@ -10,6 +10,22 @@ from tests import factories
 
 from .conftest import START
 
+MODELS = [
+    "plan",
+    "price",
+    "billingaccount",
+    "creditgrant",
+    "invoice",
+    "usageinterval",
+    "subscription",
+    "accountblock",
+    "ledgerentry",
+    "inboundwebhook",
+    "outbox",
+    "reconcilerun",
+    "notice",
+]
+
 
 @pytest.fixture
 def operator(client, plans):
@@ -23,10 +39,7 @@ def admin(name, *args):
 
 
 def test_every_list_opens(operator, team):
-    for model in (
-        "plan price billingaccount creditgrant invoice usageinterval subscription accountblock"
-        " ledgerentry inboundwebhook outbox reconcilerun notice"
-    ).split():
+    for model in MODELS:
         assert operator.get(admin(f"{model}_changelist")).status_code == 200
 
 

@@ -92,3 +92,8 @@ def test_burn_is_the_cost_of_one_second():
 def test_amounts_of_huge_fleets_stay_exact():
     quantity = 10**24 + 1
     assert amount(Resource.VCPU, quantity, VCPU) * 10**6 == quantity * VCPU
+
+
+def test_a_plan_held_for_no_time_prices_nothing():
+    terms = [PlanSpan(plan_id=1, from_ms=0, to_ms=0), PlanSpan(plan_id=2, from_ms=0)]
+    assert RateTable.of(terms, COMMON).price_at(Resource.VCPU, 0) == VCPU
