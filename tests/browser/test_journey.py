@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, WebSocketRoute, expect
 
 from ops import sdks
 from tests.browser.conftest import PASSWORD, Account, Watch, screenshot, sign_up
@@ -138,3 +140,58 @@ def test_a_key_is_created_copied_and_revoked(page: Page, account: Account) -> No
     row.get_by_role("button", name="Revoke laptop").click()
     page.get_by_role("button", name="Revoke key").click()
     expect(page.get_by_role("row").filter(has_text="laptop")).to_have_count(0)
+
+
+def test_a_storm_of_hints_does_not_become_a_storm_of_requests(page: Page, account: Account) -> None:
+    page.route_web_socket("**/live", lambda socket: sockets.append(socket))
+    sockets: list[WebSocketRoute] = []
+    asked: list[str] = []
+    page.on(
+        "request",
+        lambda request: (
+            asked.append(request.url)
+            if "hx-request" in request.headers and "/sandboxes" in request.url
+            else None
+        ),
+    )
+    page.goto(f"{account.team_url}/sandboxes")
+    expect(page.locator(".live-dot").first).to_have_text("Live")
+    started = time.monotonic()
+    while time.monotonic() - started < 2:
+        for _ in range(20):
+            sockets[0].send(json.dumps({"type": "changed", "topics": ["sandboxes"]}))
+        page.wait_for_timeout(50)
+    assert 1 <= len(asked) <= 10
+
+
+def test_inviting_somebody_who_then_joins(
+    page: Page, account: Account, open_page: Callable[..., Page], watch: Watch
+) -> None:
+    email = f"guest-{secrets.token_hex(3)}@example.com"
+    page.goto(f"{account.team_url}/members")
+    page.get_by_label("E-mail address").fill(email)
+    page.get_by_label("Role", exact=True).select_option("viewer")
+    page.get_by_role("button", name="Invite").click()
+    link = page.locator(".secret code").inner_text()
+    screenshot(page, "members-invited")
+
+    guest = open_page()
+    guest.goto(link)
+    guest.get_by_role("link", name="Create an account").click()
+    guest.get_by_label("Email").fill(email)
+    guest.get_by_label("Password").fill(PASSWORD)
+    guest.get_by_role("button", name="Create account").click()
+    screenshot(guest, "invitation")
+    guest.get_by_role("button", name="Join").click()
+    guest.wait_for_url(f"{account.team_url}/")
+    guest.goto(f"{account.team_url}/sandboxes")
+    expect(guest.get_by_role("button", name="New sandbox")).to_have_count(0)
+
+    page.goto(f"{account.team_url}/members")
+    page.get_by_label(f"Role of {email}").select_option("developer")
+    expect(page.get_by_text(f"{email} is Developer now")).to_be_visible()
+    page.get_by_role("button", name=f"Remove {email}").click()
+    page.get_by_role("button", name="Remove", exact=True).click()
+    expect(page.get_by_text(f"Removed {email}")).to_be_visible()
+    watch.expected.append("404")
+    assert guest.goto(f"{account.team_url}/sandboxes").status == 404

@@ -2,6 +2,7 @@
 // request at a time, so a slow browser gets fewer snapshots instead of a growing queue.
 
 const MIN_GAP_MS = 250;
+const REST_FACTOR = 3; // a server that takes long is asked less often
 const STALE_AFTER_MS = 40_000; // the server beats every 15 s
 const RETRY_MS = [500, 1000, 2000, 4000, 8000, 15_000];
 
@@ -15,6 +16,7 @@ class Live {
     this.wanted = new Set();
     this.busy = new Set();
     this.lastAsked = 0;
+    this.gap = MIN_GAP_MS;
     this.heard = Date.now();
     this.connect();
     setInterval(() => this.watch(), 5000);
@@ -83,7 +85,7 @@ class Live {
 
   flush() {
     if (document.hidden || this.pending) return;
-    const wait = Math.max(0, this.lastAsked + MIN_GAP_MS - Date.now());
+    const wait = Math.max(0, this.lastAsked + this.gap - Date.now());
     this.pending = setTimeout(() => {
       this.pending = null;
       this.lastAsked = Date.now();
@@ -102,6 +104,7 @@ class Live {
   }
 
   done(id) {
+    this.gap = Math.max(MIN_GAP_MS, REST_FACTOR * (Date.now() - this.lastAsked));
     if (this.busy.delete(id) && this.wanted.size) this.flush();
   }
 

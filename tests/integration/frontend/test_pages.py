@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 from django.core import mail
+from django.core.cache import cache
 from django.test import Client, override_settings
 from django.utils import timezone
 
@@ -65,6 +66,16 @@ def test_a_wrong_password_is_refused_with_a_reason(client: Client, alice: User) 
     text = response.content.decode()
     assert 'role="alert"' in text
     assert "not correct" in text
+
+
+def test_guessing_passwords_is_slowed_down(client: Client, alice: User) -> None:
+    cache.clear()
+    for _ in range(12):
+        response = client.post("/accounts/login/", {"login": alice.email, "password": "guess"})
+    assert "Too many failed" in response.content.decode() or response.status_code == 429
+    right = client.post("/accounts/login/", {"login": alice.email, "password": PASSWORD})
+    assert right.status_code != 302
+    cache.clear()
 
 
 @override_settings(EMAIL_BACKEND="django.core.mail.backends.locmem.EmailBackend")
