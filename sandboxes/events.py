@@ -167,9 +167,7 @@ def _apply_event(sandbox: Sandbox, event: wire.NodeEvent, *, now: datetime) -> N
         case wire.EventKind.RESUMED:
             end_at = event.data.get("end_at")
             if isinstance(end_at, int | float):
-                _take_resume(
-                    sandbox, started_at=instant(event.at), end_at=instant(end_at), now=now
-                )
+                _take_resume(sandbox, started_at=instant(event.at), end_at=instant(end_at), now=now)
         case wire.EventKind.ENDED:
             _take_end(sandbox, event, now=now)
 
@@ -301,7 +299,9 @@ def _reconcile_one(sandbox: Sandbox, state: wire.SandboxState, *, now: datetime)
             )
             if is_unseen:
                 # It was paused and woken, and the events that told of it are lost.
-                paused_at = min(sandbox.end_at or started_at, started_at - timedelta(microseconds=1))
+                paused_at = min(
+                    sandbox.end_at or started_at, started_at - timedelta(microseconds=1)
+                )
                 _take_pause(sandbox, paused_at=paused_at, keeps_memory=True, now=now)
             # A pause or snapshot whose request died, and which the node never began or has
             # finished.

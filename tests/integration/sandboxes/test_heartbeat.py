@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from datetime import timedelta
 
@@ -16,6 +15,7 @@ from sandboxes.events import apply_heartbeat
 from sandboxes.lifecycle import EndReason, State
 from sandboxes.models import Node, Sandbox, SandboxEvent, SandboxMetric
 from sandboxes.nodes import node_token
+from sandboxes.settle import became_paused
 from tests.api import Api, check_error
 from tests.factories import adopt, make_node, make_sandbox, make_template, start_agent
 
@@ -82,6 +82,19 @@ def test_hints_need_the_internal_token(db, settings):
     api = Api({"Authorization": f"Bearer {settings.INTERNAL_TOKEN}"})
     assert api.post("/internal/live", {"1": ["sandboxes"]}).status_code == 204
     check_error(api.post("/internal/live", ["x"]), 400, "not a set of hints")
+
+
+def test_a_gateway_is_told_which_node_has_a_sandbox(agent, sandbox, base, alice):
+    headers = {"Authorization": f"Bearer {agent.token}", "Sandlot-Node": agent.node_id}
+    path = f"/internal/sandboxes/{sandbox.public_id}/node"
+    assert Api(headers).get(path).data == {
+        "nodeID": agent.node_id,
+        "gatewayURL": "http://127.0.0.1:1",
+    }
+    check_error(Api({**headers, "Sandlot-Node": "other"}).get(path), 401, "token")
+    check_error(Api().get(path), 401, "token")
+    Sandbox.objects.filter(pk=sandbox.pk).update(state=State.KILLING)
+    check_error(Api(headers).get(path), 404, "no node has this sandbox")
 
 
 # --- Events ----------------------------------------------------------------------------------
@@ -176,13 +189,15 @@ def test_a_wake_by_traffic_is_taken_over(agent, alice, base):
 def test_a_pause_and_a_wake_between_two_heartbeats_are_both_seen(agent, alice, base):
     sandbox = make_sandbox(alice.team, template=base, on_timeout=Sandbox.OnTimeout.PAUSE)
     adopt(agent, sandbox)
-    woken_at = time.time() + 1
-    agent.tell(wire.EventKind.PAUSED, sandbox.public_id, memory=True, reason="timeout")
-    agent.tell(wire.EventKind.RESUMED, sandbox.public_id, memory=True, end_at=woken_at + 300)
-    agent.put(sandbox.public_id, started_at=woken_at, end_at=woken_at + 300)
+    end_at = sandbox.started_at.timestamp() + 1000
+    paused = agent.tell(wire.EventKind.PAUSED, sandbox.public_id, memory=True, reason="timeout")
+    woken = agent.tell(wire.EventKind.RESUMED, sandbox.public_id, memory=True, end_at=end_at)
+    assert woken.at > paused.at
+    agent.put(sandbox.public_id, started_at=woken.at, end_at=end_at)
     beat(agent)
     assert fresh(sandbox).state == State.RUNNING
-    assert sandbox.end_at.timestamp() == pytest.approx(woken_at + 300, abs=1)
+    assert sandbox.started_at.timestamp() == pytest.approx(woken.at, abs=1e-5)
+    assert sandbox.end_at.timestamp() == pytest.approx(end_at, abs=1e-5)
 
 
 def test_a_run_that_began_unseen_is_taken_over(agent, sandbox):
@@ -208,6 +223,18 @@ def test_an_old_list_cannot_undo_a_resume(agent, sandbox, api):
     stale = agent.heartbeat()
     api.post(f"/sandboxes/{sandbox.public_id}/connect", {"timeout": 60})
     apply_heartbeat(stale, now=timezone.now())
+    assert fresh(sandbox).state == State.RUNNING
+
+
+def test_news_of_an_earlier_run_cannot_pause_a_later_one(agent, sandbox, api):
+    """Rows are read when a heartbeat comes; a request may pause and resume before it is applied."""
+    paused_at = timezone.now()
+    api.post(f"/sandboxes/{sandbox.public_id}/pause")
+    api.post(f"/sandboxes/{sandbox.public_id}/connect", {"timeout": 60})
+    as_it_was_read = sandbox
+    assert not became_paused(
+        as_it_was_read, paused_at=paused_at, keeps_memory=True, now=timezone.now()
+    )
     assert fresh(sandbox).state == State.RUNNING
 
 
