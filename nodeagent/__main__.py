@@ -25,6 +25,7 @@ from nodeagent.gateway import Gateway, GatewaySettings
 from nodeagent.heartbeat import HttpControlPlane
 from nodeagent.netpolicy import IptablesFirewall, host_resolvers, uninstall
 from nodeagent.records import StateStore
+from nodeagent.remote import HttpPeers
 from nodeagent.runtime.docker import DockerRuntime, bridge_name, purge
 from nodeagent.runtime.images import DockerImages
 from nodeagent.server import AgentServer
@@ -110,8 +111,12 @@ async def run(settings: Settings) -> None:
             port=settings.gateway_port,
             tls_cert=settings.tls_cert,
             tls_key=settings.tls_key,
+            tls_port=settings.tls_port,
+            domain=settings.domain,
+            control_plane_url=settings.control_plane_url,
             max_connections=settings.max_connections,
         ),
+        HttpPeers(settings.control_plane_url, node_id=settings.node_id, token=settings.token),
     )
     gateway.bind()  # at once: clients of running sandboxes wait, and are not refused, meanwhile
     loop = asyncio.get_running_loop()

@@ -151,6 +151,10 @@ def endpoint_reserved(path: str) -> EdgeError:
     )
 
 
+def not_answering(message: str) -> EdgeError:
+    return EdgeError(status=503, title="Not Answering", message=message)
+
+
 async def answer(request: Request, error: EdgeError) -> None:
     if wants_html(request):
         await request.answer(error.status, _HTML, error.page().encode())

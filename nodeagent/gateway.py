@@ -27,8 +27,10 @@ from nodeagent.errors import (
 )
 from nodeagent.http import ClientGone, Receive, Request, Scope, Send
 from nodeagent.http_protocol import GatewayProtocol
-from nodeagent.proxy import BadUpstream, Proxy
+from nodeagent.proxy import FORWARDED_HEADER, Proxy, SandboxPort
+from nodeagent.remote import ControlPlane, PeerGateway, Peers
 from nodeagent.sandbox import LiveSandbox, Node
+from nodeagent.upstream import BadUpstream, Destination
 from nodeagent.wire import NodeSandboxState
 
 logger = logging.getLogger(__name__)
@@ -41,13 +43,24 @@ TRAFFIC_TOKEN_HEADER = b"e2b-traffic-access-token"
 
 @dataclass(frozen=True, kw_only=True)
 class GatewaySettings:
-    """max_connections: open requests per sandbox, 0 for no limit. TLS when both files are given."""
+    """`tls_port` is served when certificate and key are given, beside `port`.
+
+    domain: where `api.{domain}` and, if it has a dot, `{domain}` itself mean the control plane.
+    max_connections: open requests per sandbox, 0 for no limit.
+    """
 
     host: str = "0.0.0.0"  # noqa: S104 - the public door
     port: int = 8001
+    tls_port: int = 443
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    domain: str = ""
+    control_plane_url: str = ""
     max_connections: int = 0
+
+    @property
+    def has_tls(self) -> bool:
+        return self.tls_cert is not None and self.tls_key is not None
 
 
 class Refused(Exception):
@@ -61,41 +74,61 @@ class Refused(Exception):
 class Gateway:
     """An ASGI application, and the server for it."""
 
-    def __init__(self, node: Node, settings: GatewaySettings) -> None:
+    def __init__(self, node: Node, settings: GatewaySettings, peers: Peers | None = None) -> None:
         self._node = node
         self._settings = settings
+        self._peers = peers
         self._proxy = Proxy()
         self._socket: socket.socket | None = None
+        self._tls_socket: socket.socket | None = None
+        self._control_plane: ControlPlane | None = None
+        self._control_plane_hosts: set[str] = set()
+        if settings.domain and settings.control_plane_url:
+            self._control_plane = ControlPlane(settings.control_plane_url)
+            self._control_plane_hosts = routing.control_plane_hosts(settings.domain)
 
     # Serving
 
     def bind(self) -> int:
-        """Take the port; connections wait until `serve`. Returns the port. Raises: OSError."""
+        """Take the ports; connections wait until `serve`. Returns `port`. Raises: OSError."""
         if self._socket is None:
-            address = (self._settings.host, self._settings.port)
-            family = socket.AF_INET6 if ":" in self._settings.host else socket.AF_INET
-            self._socket = socket.create_server(address, family=family, backlog=BACKLOG)
-        port: int = self._socket.getsockname()[1]
-        return port
+            self._socket = self._listen(self._settings.port)
+        if self._tls_socket is None and self._settings.has_tls:
+            self._tls_socket = self._listen(self._settings.tls_port)
+        return _port_of(self._socket)
+
+    @property
+    def tls_port(self) -> int:
+        """The port of TLS once it is bound, else 0."""
+        return 0 if self._tls_socket is None else _port_of(self._tls_socket)
+
+    def _listen(self, port: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._settings.host else socket.AF_INET
+        return socket.create_server((self._settings.host, port), family=family, backlog=BACKLOG)
 
     async def serve(self) -> None:
         """Serve until cancelled, then let answers under way finish for a moment."""
         self.bind()
-        assert self._socket is not None
-        server = _Server(self._config())
-        serving = asyncio.get_running_loop().create_task(server.serve([self._socket]))
+        servers = [(_Server(self._config()), self._socket)]
+        if self._tls_socket is not None:
+            servers.append((_Server(self._config(is_tls=True)), self._tls_socket))
+        serving = asyncio.gather(
+            *(server.serve([listener]) for server, listener in servers if listener is not None)
+        )
         try:
             await asyncio.shield(serving)
         except asyncio.CancelledError:
-            server.should_exit = True
+            for server, _ in servers:
+                server.should_exit = True
             await asyncio.wait([serving])
             raise
         finally:
             self._proxy.close()
-            self._socket = None
+            if self._peers is not None:
+                self._peers.close()
+            self._socket = self._tls_socket = None
 
-    def _config(self) -> uvicorn.Config:
-        cert, key = self._settings.tls_cert, self._settings.tls_key
+    def _config(self, *, is_tls: bool = False) -> uvicorn.Config:
         return uvicorn.Config(
             self,
             http=GatewayProtocol,
@@ -110,8 +143,8 @@ class Gateway:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
-            ssl_certfile=str(cert) if cert and key else None,
-            ssl_keyfile=str(key) if cert and key else None,
+            ssl_certfile=str(self._settings.tls_cert) if is_tls else None,
+            ssl_keyfile=str(self._settings.tls_key) if is_tls else None,
         )
 
     # Answering
@@ -133,8 +166,20 @@ class Gateway:
                 await request.answer_text(500, "internal error")
 
     async def _answer(self, request: Request) -> None:
+        control_plane = self._control_plane_for(request)
+        if control_plane is not None:
+            await self._forward(control_plane, request, "The control plane is not answering")
+            return
         try:
-            sandbox, port = await self._route(request)
+            target = self._find_target(request)
+            if target.port == envd.ENVD_PORT and routing.is_internal(request.path):
+                raise Refused(edge_errors.endpoint_reserved(request.path))
+            sandbox = self._node.find(target.sandbox_id)
+            if sandbox is None:
+                peer = await self._find_peer(target, request)
+                await self._forward(peer, request, "The sandbox's node is not answering")
+                return
+            sandbox = await self._admit(sandbox, target.port, request)
         except Refused as refused:
             await edge_errors.answer(request, refused.error)
             return
@@ -148,17 +193,17 @@ class Gateway:
         abort = request.exchange.reset
         sandbox.aborts.add(abort)
         try:
-            if port == envd.ENVD_PORT:
+            if target.port == envd.ENVD_PORT:
                 await envd.serve(self._node, sandbox, request)
             else:
-                await self._serve_port(sandbox, port, request)
+                await self._serve_port(sandbox, target.port, request)
         finally:
             sandbox.aborts.discard(abort)
 
     async def _serve_port(self, sandbox: LiveSandbox, port: int, request: Request) -> None:
         await state_of(sandbox).wait_adopted()  # it may look for the sandbox's variables
         try:
-            await self._proxy.serve(sandbox, port, request)
+            await self._proxy.serve(SandboxPort(sandbox, port), request)
         except AgentError as error:
             if request.response_started:
                 request.exchange.reset()
@@ -176,24 +221,43 @@ class Gateway:
                 answer = edge_errors.bad_service(sandbox.sandbox_id, port, "it cannot be reached")
             await edge_errors.answer(request, answer)
 
+    async def _forward(self, server: Destination, request: Request, sorry: str) -> None:
+        """To another server of ours. What it cannot answer is answered with `sorry`."""
+        try:
+            await self._proxy.serve(server, request)
+        except AgentError as error:
+            if request.response_started:
+                request.exchange.reset()
+                return
+            logger.warning("A request could not be forwarded: %s", error.message)
+            await edge_errors.answer(request, edge_errors.not_answering(sorry))
+
     # Routing
 
-    async def _route(self, request: Request) -> tuple[LiveSandbox, int]:
-        """The sandbox, awake and open to this request. Raises: Refused, InvalidArgument."""
-        target = self._find_target(request)
-        if target.port == envd.ENVD_PORT and routing.is_internal(request.path):
-            raise Refused(edge_errors.endpoint_reserved(request.path))
-        sandbox = self._node.find(target.sandbox_id)
-        if sandbox is None:
-            raise Refused(edge_errors.not_found(target.sandbox_id))
+    def _control_plane_for(self, request: Request) -> ControlPlane | None:
+        host = routing.host_name(request.header(b"host") or "")
+        if host not in self._control_plane_hosts or request.header(routing.SANDBOX_HEADER):
+            return None
+        return self._control_plane
+
+    async def _find_peer(self, target: routing.Target, request: Request) -> PeerGateway:
+        """The gateway of the node that has the sandbox. Raises: Refused."""
+        if self._peers is not None and request.header(FORWARDED_HEADER) is None:
+            url = await self._peers.gateway_of(target.sandbox_id)
+            if url is not None:
+                return PeerGateway(url)
+        raise Refused(edge_errors.not_found(target.sandbox_id))
+
+    async def _admit(self, sandbox: LiveSandbox, port: int, request: Request) -> LiveSandbox:
+        """The sandbox, awake and open to this request. Raises: Refused."""
         if not _is_running(sandbox):
-            sandbox = await self._wake(sandbox, target.port, request)
-        if target.port != envd.ENVD_PORT:
+            sandbox = await self._wake(sandbox, port, request)
+        if port != envd.ENVD_PORT:
             _check_traffic_token(sandbox, request)
         limit = self._settings.max_connections
         if limit and len(sandbox.aborts) >= limit and request.path != "/health":
             raise Refused(edge_errors.too_many_connections(sandbox.sandbox_id, limit))
-        return sandbox, target.port
+        return sandbox
 
     def _find_target(self, request: Request) -> routing.Target:
         try:
@@ -238,6 +302,11 @@ class Gateway:
         if awake is None or not _is_running(awake):
             raise Refused(edge_errors.not_found(sandbox_id))
         return awake
+
+
+def _port_of(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
 
 
 def _is_running(sandbox: LiveSandbox) -> bool:

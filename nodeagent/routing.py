@@ -29,7 +29,7 @@ def find_target(host: str, sandbox_header: str | None, port_header: str | None) 
 
     Raises: MissingHeader, InvalidArgument.
     """
-    label, dot, _ = host.partition(":")[0].lower().partition(".")
+    label, dot, _ = host_name(host).partition(".")
     parts = label.split("-")
     if dot and len(parts) >= 2 and _PORT.match(parts[0]):
         return _target(parts[1], parts[0])
@@ -52,6 +52,20 @@ def _target(sandbox_id: str, port: str) -> Target:
     if not _PORT.match(port) or int(port) > 65535:
         raise InvalidArgument("Invalid sandbox port")
     return Target(sandbox_id, int(port))
+
+
+def host_name(host: str) -> str:
+    """A Host header's name, without port, in lower case."""
+    return host.partition(":")[0].lower()
+
+
+def control_plane_hosts(domain: str) -> set[str]:
+    """Names under which the API and the dashboard answer.
+
+    A domain without a dot (localhost) is none of them: there, headers route to sandboxes.
+    """
+    name = host_name(domain)
+    return {f"api.{name}", name} if "." in name else {f"api.{name}"}
 
 
 def is_internal(path: str) -> bool:

@@ -57,6 +57,8 @@ class Settings:
     blocks_smtp: bool = True
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    tls_port: int = 443
+    domain: str = "localhost"
     max_connections: int = 0
     log_format: str = "text"
     log_level: str = "INFO"
@@ -113,6 +115,8 @@ class Settings:
             blocks_smtp=env.boolean("SANDLOT_BLOCK_SMTP", True),
             tls_cert=tls_cert,
             tls_key=tls_key,
+            tls_port=env.integer("SANDLOT_TLS_PORT", 443, least=1, most=65535),
+            domain=env.text("SANDLOT_DOMAIN", "localhost"),
             max_connections=env.integer("SANDLOT_MAX_CONNECTIONS", 0, least=0, most=100_000),
             log_format=env.choice("SANDLOT_LOG_FORMAT", "text", ("text", "json")),
             log_level=env.choice(

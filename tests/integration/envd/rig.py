@@ -22,6 +22,7 @@ from nodeagent.gateway import Gateway, GatewaySettings
 from nodeagent.guest.boot import Handover, socket_path
 from nodeagent.guest.bundle import build_bundle, container_options
 from nodeagent.guest.link import GuestLink
+from nodeagent.remote import Peers
 from nodeagent.sandbox import LiveSandbox
 from nodeagent.wire import CreateSandbox, MetricSample, NodeSandboxState
 
@@ -85,11 +86,12 @@ def make_spec(sandbox_id: str, **fields: Any) -> CreateSandbox:
 class Rig:
     """Runs the gateway in a thread of its own, so that blocking clients can be used in tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, peers: Peers | None = None) -> None:
         self.node = RigNode()
+        self.peers = peers
         self.directory = Path(tempfile.mkdtemp(prefix="sl-envd-"))
         self.loop = uvloop.new_event_loop()
-        self.port = 0
+        self.port = self.tls_port = 0
         self.gateway: Gateway | None = None
         self._serving: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -101,8 +103,9 @@ class Rig:
         self.run(self._start(settings or GatewaySettings(host="127.0.0.1", port=0)))
 
     async def _start(self, settings: GatewaySettings) -> None:
-        self.gateway = Gateway(self.node, settings)
+        self.gateway = Gateway(self.node, settings, self.peers)
         self.port = self.gateway.bind()
+        self.tls_port = self.gateway.tls_port
         self._serving = asyncio.create_task(self.gateway.serve())
 
     def run(self, work: Any, timeout_seconds: float = 60) -> Any:
@@ -197,8 +200,10 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 @contextlib.contextmanager
-def running_rig(settings: GatewaySettings | None = None) -> Iterator[Rig]:
-    rig = Rig()
+def running_rig(
+    settings: GatewaySettings | None = None, peers: Peers | None = None
+) -> Iterator[Rig]:
+    rig = Rig(peers)
     rig.start(settings)
     try:
         yield rig

@@ -527,11 +527,13 @@ def test_many_idle_connections_do_not_slow_others(rig: Rig, sandbox: LiveSandbox
 
 def test_tls(tmp_path) -> None:
     certificate, key = make_certificate(tmp_path)
-    settings = GatewaySettings(host="127.0.0.1", port=0, tls_cert=certificate, tls_key=key)
+    settings = GatewaySettings(
+        host="127.0.0.1", port=0, tls_port=0, tls_cert=certificate, tls_key=key
+    )
     with running_rig(settings) as rig:
         sandbox = rig.add(make_spec("abc"), link=DialingLink())
         trusted = ssl.create_default_context(cafile=str(certificate))
-        with socket.create_connection(("127.0.0.1", rig.port), timeout=10) as plain:
+        with socket.create_connection(("127.0.0.1", rig.tls_port), timeout=10) as plain:
             connection = trusted.wrap_socket(plain, server_hostname="49983-abc.sandbox.test")
             _opened.append(connection)
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: 49983-abc.sandbox.test\r\n\r\n")

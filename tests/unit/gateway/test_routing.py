@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nodeagent.errors import Conflict, InvalidArgument, NotFound, QuotaExceeded
 from nodeagent.gateway import Gateway, GatewaySettings
-from nodeagent.proxy import connection_options, request_head, response_headers
+from nodeagent.proxy import SandboxPort, connection_options, response_headers
 from nodeagent.routing import MissingHeader, Target, find_target, is_internal
 from nodeagent.wire import NetworkConfig, NodeSandboxState
 from tests.unit.envd.asgi import TOKEN, Client, FakeNode, make_client
@@ -277,7 +277,7 @@ class _Request:
 
 
 def head_lines(sandbox, headers, **arguments) -> list[bytes]:
-    head = request_head(sandbox, 8000, _Request(headers), **arguments)
+    head = SandboxPort(sandbox, 8000).head(_Request(headers), **arguments)
     assert head.endswith(b"\r\n\r\n")
     return head[:-4].split(b"\r\n")
 
