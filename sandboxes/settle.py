@@ -40,12 +40,25 @@ def transition(sandbox: Sandbox, *, to: State, now: datetime, **changes: object)
 
 
 def _move(
-    sandbox: Sandbox, sources: frozenset[State], *, to: State, now: datetime, **changes: object
+    sandbox: Sandbox,
+    sources: frozenset[State],
+    *,
+    to: State,
+    now: datetime,
+    of_same_run: bool = False,
+    **changes: object,
 ) -> bool:
-    """The conditional update that is the lock."""
+    """The conditional update that is the lock.
+
+    of_same_run: only if the row was neither paused nor started again since `sandbox` was read, so
+    that news of an earlier run cannot change a later one.
+    """
     allowed = [state for state in sources if to in ALLOWED[state]]
+    row = Sandbox.objects.filter(pk=sandbox.pk, state__in=allowed)
+    if of_same_run:
+        row = row.filter(started_at=sandbox.started_at, paused_at=sandbox.paused_at)
     values = {"state": to, "state_changed_at": now, **changes}
-    if not allowed or not Sandbox.objects.filter(pk=sandbox.pk, state__in=allowed).update(**values):
+    if not allowed or not row.update(**values):
         return False
     for name, value in values.items():
         setattr(sandbox, name, value)
@@ -72,7 +85,7 @@ def became_running(
     if was_starting and was_warm is not None:
         changes["was_warm"] = was_warm
     with transaction.atomic():
-        if not _move(sandbox, sources, to=State.RUNNING, now=now, **changes):
+        if not _move(sandbox, sources, to=State.RUNNING, now=now, of_same_run=True, **changes):
             return False
         node_id = sandbox.node.node_id if sandbox.node else ""
         if was_starting:
@@ -104,6 +117,7 @@ def became_paused(
             sources,
             to=State.PAUSED,
             now=now,
+            of_same_run=True,
             paused_at=paused_at,
             end_at=paused_at,
             keeps_memory=keeps_memory,

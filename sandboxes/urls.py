@@ -40,6 +40,7 @@ urlpatterns = [
     path("secrets", unsupported.Secrets.as_view()),
     path("secrets/<str:name>", unsupported.Secrets.as_view()),
     path("internal/nodes/heartbeat", internal.node_heartbeat),
+    path("internal/sandboxes/<str:sandbox_id>/node", internal.sandbox_node),
     path("internal/live", internal.live_hints),
     path("internal/builds/<str:build_id>/progress", build_internal.build_progress),
     path("internal/archives/<str:team_id>/<str:files_hash>", build_internal.build_archive),

@@ -11,13 +11,15 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_GET, require_POST
 
 from config.drf import answer, no_content
 from config.middleware import json_error
 from nodeagent import wire
 from sandboxes import live
 from sandboxes.events import apply_heartbeat
+from sandboxes.lifecycle import LISTED
+from sandboxes.models import Sandbox
 from sandboxes.nodes import is_token_of
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,21 @@ def node_heartbeat(request: HttpRequest) -> HttpResponse:
         return json_error(409, f"this control plane speaks agent API version {wire.API_VERSION}")
     reply = apply_heartbeat(heartbeat, now=timezone.now())
     return answer(wire.encode(reply))
+
+
+@require_GET
+def sandbox_node(request: HttpRequest, sandbox_id: str) -> HttpResponse:
+    """GET /internal/sandboxes/{sandboxID}/node: where a gateway forwards what is not its own."""
+    if not is_token_of(request.headers.get("Sandlot-Node", ""), _bearer(request)):
+        return _refused()
+    place = (
+        Sandbox.objects.filter(public_id=sandbox_id, state__in=LISTED, node__is_lost=False)
+        .values_list("node__node_id", "node__gateway_url")
+        .first()
+    )
+    if place is None:
+        return json_error(404, "no node has this sandbox")
+    return answer({"nodeID": place[0], "gatewayURL": place[1]})
 
 
 @csrf_exempt
