@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from billing.metering import Size
 from billing.money import EXACT, exact_sum
-from billing.periods import HOUR_MS, hour_of
+from billing.periods import HOUR_MS
 
 
 class Resource(StrEnum):
@@ -31,6 +30,9 @@ UNIT_QUANTITY = {
     Resource.MEMORY: 1_024 * 1_000,  # MiB times ms
     Resource.DISK: 1_024 * 1_000,
 }
+
+
+FOREVER = 2**62  # ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,10 @@ class RateTable:
         for rate in sorted(rates, key=lambda r: r.from_ms):
             self._by_resource.setdefault(rate.resource, []).append(rate)
         self._starts = {res: [r.from_ms for r in rates] for res, rates in self._by_resource.items()}
+        self._spans = {
+            res: [(r.from_ms, FOREVER if r.to_ms is None else r.to_ms, r.price_id) for r in rates]
+            for res, rates in self._by_resource.items()
+        }
         self.unit_prices = {
             rate.price_id: rate.unit_price for rates in self._by_resource.values() for rate in rates
         }
@@ -96,6 +102,15 @@ class RateTable:
                 common = [p for p in prices if p.resource is resource and p.plan_id is None]
                 rates += _layered(plan, own, common)
         return cls(rates)
+
+    def spans(self, resource: Resource, from_ms: int) -> list[tuple[int, int, int]]:
+        """Plain (from, to, price) tuples for the inner loop of rating, from the one in force at an
+        instant on.
+        """
+        spans = self._spans.get(resource, [])
+        if len(spans) == 1:
+            return spans
+        return spans[max(bisect_right(self._starts.get(resource, []), from_ms) - 1, 0) :]
 
     def rates(self, resource: Resource, from_ms: int, to_ms: int) -> Iterator[Rate]:
         """Rates in force anywhere in [from_ms, to_ms), oldest first."""
@@ -142,7 +157,18 @@ def _in_force(prices: Sequence[PriceSpan], at_ms: int) -> PriceSpan | None:
     return None
 
 
-def sizes(size: Size) -> tuple[tuple[Resource, int], ...]:
+class Sized(Protocol):
+    """Anything with a size: `Size`, or a row of intervals."""
+
+    @property
+    def milli_vcpu(self) -> int: ...
+    @property
+    def memory_mib(self) -> int: ...
+    @property
+    def disk_mib(self) -> int: ...
+
+
+def sizes(size: Sized) -> tuple[tuple[Resource, int], ...]:
     return (
         (Resource.VCPU, size.milli_vcpu),
         (Resource.MEMORY, size.memory_mib),
@@ -150,19 +176,18 @@ def sizes(size: Size) -> tuple[tuple[Resource, int], ...]:
     )
 
 
-def pieces(billed: Size, from_ms: int, to_ms: int, table: RateTable) -> Iterator[Piece]:
+def pieces(billed: Sized, from_ms: int, to_ms: int, table: RateTable) -> Iterator[Piece]:
     """Cut [from_ms, to_ms) at every hour and price change. Only what has a price makes a piece."""
     for resource, size in sizes(billed):
         if not size:
             continue
-        for rate in table.rates(resource, from_ms, to_ms):
-            start = max(from_ms, rate.from_ms)
-            end = to_ms if rate.to_ms is None else min(to_ms, rate.to_ms)
+        for price_from, price_to, price_id in table.spans(resource, from_ms):
+            start, end = max(from_ms, price_from), min(to_ms, price_to)
+            hour = start - start % HOUR_MS
             while start < end:
-                hour = hour_of(start)
-                stop = min(end, hour + HOUR_MS)
-                yield Piece(hour, resource, rate.price_id, (stop - start) * size)
-                start = stop
+                stop = min(hour + HOUR_MS, end)
+                yield Piece(hour, resource, price_id, (stop - start) * size)
+                start, hour = stop, hour + HOUR_MS
 
 
 def amount(resource: Resource, quantity: int, unit_price: Decimal) -> Decimal:
@@ -172,7 +197,7 @@ def amount(resource: Resource, quantity: int, unit_price: Decimal) -> Decimal:
     )
 
 
-def cost(billed: Size, from_ms: int, to_ms: int, table: RateTable) -> Decimal:
+def cost(billed: Sized, from_ms: int, to_ms: int, table: RateTable) -> Decimal:
     """Exact cost of holding a size for [from_ms, to_ms)."""
     return exact_sum(
         amount(p.resource, p.quantity, table.unit_prices[p.price_id])
@@ -180,7 +205,7 @@ def cost(billed: Size, from_ms: int, to_ms: int, table: RateTable) -> Decimal:
     )
 
 
-def burn_per_second(billed: Size, at_ms: int, table: RateTable) -> Decimal:
+def burn_per_second(billed: Sized, at_ms: int, table: RateTable) -> Decimal:
     """What a size costs per second at the prices of an instant."""
     return exact_sum(
         amount(resource, size * 1_000, table.price_at(resource, at_ms))

@@ -104,9 +104,8 @@ def rate(
         start = max(interval.started_ms, from_ms)
         end = interval.end_by(to_ms, slack_ms=slack_ms)
         if start < end:
-            for piece in pieces(interval.size(), start, end, table):
-                key = (interval.sandbox_id, piece.hour_ms, piece.resource.value, piece.price_id)
-                quantities[key] += piece.quantity
+            for hour, resource, price_id, quantity in pieces(interval, start, end, table):
+                quantities[interval.sandbox_id, hour, resource.value, price_id] += quantity
     return quantities
 
 

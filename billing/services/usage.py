@@ -256,7 +256,7 @@ def _in_order(event: Event, seq: int, last: UsageInterval | None, facts: dict[st
         _hold(event, seq, facts)
     if seq != expected:
         return
-    if not _store_and_apply(event, seq, last, facts):
+    if not _store_and_apply(event, seq, last, facts, is_relayed=True):
         return
     while True:
         held = UsageEvent.objects.filter(
@@ -270,13 +270,20 @@ def _in_order(event: Event, seq: int, last: UsageInterval | None, facts: dict[st
 
 
 def _store_and_apply(
-    event: Event, seq: int, last: UsageInterval | None, facts: dict[str, Any], numbered: str = ""
+    event: Event,
+    seq: int,
+    last: UsageInterval | None,
+    facts: dict[str, Any],
+    *,
+    numbered: str = "",
+    is_relayed: bool = False,
 ) -> bool:
     """False when another transaction stored this number first; it also applied it."""
     row = _row(event, seq, facts, is_applied=True)
     row.execution_id = numbered or row.execution_id
     if event.kind is UsageKind.START:
         ensure_account(team_id=facts["account_id"], now=from_ms(event.received_ms))
+    if event.kind is UsageKind.START and is_relayed:  # the same report may come twice at once
         try:
             with transaction.atomic():
                 row.save(force_insert=True)
