@@ -21,11 +21,17 @@ reset: ## Stop, then forget all users, keys and sandboxes (YES=1: without asking
 env: ## Print the SDK's settings for a user: eval "$$(make -s env EMAIL=me@example.com)"
 	@$(OPS) env --email "$(EMAIL)"
 
+tls: ## Make a certificate for SANDLOT_DOMAIN (sandlot.localhost); `make up` then serves HTTPS
+	@$(OPS) tls
+
 doctor: ## Check this machine; one line each: OK, or what is wrong and how to fix it
 	@$(OPS) doctor
 
 test: ## Install what tests need and run all of them (ARGS: pytest arguments, for some)
 	@$(OPS) test $(ARGS)
+
+soak: ## Run the tests that take minutes: billing under long trouble, an hour of 1,000 sandboxes
+	@$(OPS) test -m slow
 
 check: ## Format, lint, types, import rules, migrations
 	@$(OPS) check
@@ -39,4 +45,4 @@ bench: ## Measure creating and commands beside plain Docker, against what runs h
 assets: ## Copy the dashboard's browser libraries out of npm packages
 	@$(OPS) assets
 
-.PHONY: help up down status reset env doctor test check fmt bench assets
+.PHONY: help up down status reset env tls doctor test soak check fmt bench assets

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from ops import check, doctor, engine, packages, processes, stack, testing
+from ops import check, doctor, engine, packages, processes, stack, testing, tls
 from ops.deployment import Deployment
 from ops.shell import OpsError, paint, say, step
 
@@ -102,6 +102,25 @@ def env(deployment: Deployment, words: list[str]) -> int:
     return 0
 
 
+def make_tls(deployment: Deployment, _: list[str]) -> int:
+    """Make a certificate authority and a wildcard certificate; `make up` then serves HTTPS."""
+    domain = deployment.domain if deployment.environ.get("SANDLOT_DOMAIN") else ""
+    domain = domain or tls.domain_of(deployment.tls_dir) or "sandlot.localhost"
+    tls.check_domain(domain)
+    packages.ensure_debian_packages({"openssl": "openssl", "ca-certificates": "/etc/ssl/certs"})
+    deployment.prepare_state_dir()
+    made = tls.ensure_certificate(deployment.tls_dir, domain)
+    say(
+        f"{'Made' if made else 'There is already'} a certificate for {domain} and *.{domain} in "
+        f"{deployment.tls_dir}.\n"
+        f"`make up` uses it: https://{domain}, port {deployment.tls_port} (SANDLOT_TLS_PORT).\n"
+        f"The names must lead here; *.localhost does, where libnss-myhostname or systemd-resolved "
+        f"is installed.\n"
+        f"Browsers must be told to trust {deployment.tls_dir / 'ca.crt'}; `make env` tells SDKs."
+    )
+    return 0
+
+
 def report(deployment: Deployment, *, only_problems: bool = False) -> bool:
     """Print what the doctor found. Returns whether anything fails."""
     failed = False
@@ -142,6 +161,7 @@ COMMANDS: dict[str, Callable[[Deployment, list[str]], int]] = {
     "down": down,
     "reset": reset,
     "env": env,
+    "tls": make_tls,
     "doctor": run_doctor,
     "status": status,
     "check": check.run_checks,

@@ -32,6 +32,7 @@ TEST_PACKAGES = {
     "chromium": "chromium",
     "curl": "curl",
     "git": "git",
+    "libnss-myhostname": "/usr/lib/*/libnss_myhostname.so.2",  # *.localhost
     "postgresql-15": "/usr/lib/postgresql/15/bin/postgres",
     "redis-server": "redis-server",
 }

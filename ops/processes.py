@@ -20,16 +20,23 @@ from ops.shell import REPOSITORY, VENV, OpsError, ask, paint
 # Ours while we run; they outlive us. Kept, or Python would warn that we forgot them.
 _started: list[subprocess.Popen[bytes]] = []
 
-COLOURS = {"web": "cyan", "worker": "yellow", "agent": "green"}
+COLOURS = {"web": "cyan", "worker": "yellow", "agent": "green", "stripe": "dim"}
 
 
 def commands(deployment: Deployment) -> dict[str, str]:
     """Name: command line, in the order of starting."""
     bin_ = VENV / "bin"
-    return {
+    # With TLS, the gateway stands before web and says whom it speaks for.
+    proxy = "--proxy-headers" if deployment.has_tls else ""
+    fake = {}
+    if deployment.fake_stripe_port:
+        hook = f"http://127.0.0.1:{deployment.web_port}/webhooks/stripe"
+        port = deployment.fake_stripe_port
+        fake["stripe"] = f"{bin_}/python -m tests.fakes.stripe --port {port} --webhook {hook}"
+    return fake | {
         "web": (
             f"{bin_}/daphne --bind {deployment.web_host} --port {deployment.web_port}"
-            " --no-server-name --verbosity 0 config.asgi:application"
+            f" --no-server-name --verbosity 0 {proxy} config.asgi:application"
         ),
         "agent": f"{bin_}/python -m nodeagent",
         "worker": (

@@ -9,7 +9,7 @@ import json
 import subprocess
 import time
 
-from ops import engine, images, packages, processes
+from ops import engine, images, packages, processes, tls
 from ops.deployment import Deployment
 from ops.shell import REPOSITORY, VENV, OpsError, ask, run, say, step
 
@@ -40,6 +40,8 @@ call_command("ensure_template", name="base", image=sys.argv[1], public=True)
 def prepare(deployment: Deployment) -> None:
     """Secrets, image, database: all safe to repeat."""
     deployment.prepare_state_dir()
+    if deployment.has_own_authority:
+        tls.ensure_certificate(deployment.tls_dir, deployment.domain)  # it may have run out
     engine.ensure_engine(deployment)
     images.ensure_base_image(deployment.environ)
     with step("Preparing the database"):
@@ -191,7 +193,15 @@ def account_env(deployment: Deployment, email: str) -> dict[str, str]:
     """The SDK's variables for a user, who is created (with team and key) if missing."""
     lines = manage(deployment, "ensure_account", "--email", email, "--print-env").splitlines()
     pairs = (line.removeprefix("export ").partition("=") for line in lines if line)
-    return {name: value.strip("'\"") for name, _, value in pairs}
+    found = {name: value.strip("'\"") for name, _, value in pairs}
+    if not deployment.has_tls:
+        return found
+    # Clients build every URL from the domain.
+    found = {"E2B_API_KEY": found["E2B_API_KEY"], "E2B_DOMAIN": deployment.client_domain}
+    if deployment.has_own_authority:
+        found["SSL_CERT_FILE"] = str(deployment.tls_dir / "bundle.crt")
+        found["NODE_EXTRA_CA_CERTS"] = str(deployment.tls_dir / "ca.crt")
+    return found
 
 
 def banner(deployment: Deployment) -> str:
@@ -199,7 +209,7 @@ def banner(deployment: Deployment) -> str:
 Sandlot is up.
 
   Dashboard   {deployment.web_url}
-  API         {deployment.web_url}
+  API         {deployment.api_url}
   Sandboxes   {deployment.gateway_url}
 
 Run code from another shell:
