@@ -135,6 +135,9 @@ class BuildLog:
     def is_final(self) -> bool:
         return self.phase in (BuildPhase.READY, BuildPhase.ERROR)
 
+    def has_more(self, first: int) -> bool:
+        return first < len(self._lines)
+
     def progress(self, node_id: str, first: int) -> tuple[BuildProgress, int]:
         """What follows line `first`, and the number of the line after it. The end comes last."""
         lines = self._lines[first : first + LINES_PER_REPORT]
@@ -180,8 +183,7 @@ async def report_until_known(
         sent, retry_seconds = following, 0.2
         if is_end:
             return True
-        if log.changed.is_set():
-            await asyncio.sleep(COALESCE_SECONDS)
+        if log.has_more(sent):
             continue
         try:
             async with asyncio.timeout(ALIVE_SECONDS):
