@@ -179,6 +179,8 @@ USE_I18N = False
 STATIC_URL = "/static/"
 STATIC_ROOT = Path(env_str("SANDLOT_STATIC_ROOT") or BASE_DIR / "staticfiles")
 WHITENOISE_USE_FINDERS = not STATIC_ROOT.is_dir() or DEBUG or IS_TESTING
+# Each test client builds the middleware anew, and would look at every file of every app again.
+WHITENOISE_AUTOREFRESH = IS_TESTING or DEBUG
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
