@@ -128,7 +128,7 @@ def test_a_key_is_created_copied_and_revoked(page: Page, account: Account) -> No
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(f"{account.team_url}/keys")
     page.get_by_role("link", name="New key").click()
-    page.get_by_label("Name").fill("laptop")
+    page.locator("#new-key").get_by_label("Name").fill("laptop")
     page.get_by_role("button", name="Create key").click()
     secret = page.locator("dialog[open] .secret code").inner_text()
     page.get_by_role("button", name="Copy the key").click()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Account, screenshot
+from tests.browser.conftest import Account, Watch, screenshot
+from tests.stack import Stack
 
 
 def terminal_text(page: Page) -> str:
@@ -59,6 +60,19 @@ def test_a_terminal_that_prints_without_end_stays_usable(
     expect(page.locator("#terminal .xterm-rows")).to_contain_text("calm-2", timeout=15_000)
 
 
+def test_a_shell_survives_the_death_of_the_web_process(
+    page: Page, account: Account, shared_sandbox: str, stack: Stack, watch: Watch
+) -> None:
+    watch.expected += ["WebSocket", "ERR_CONNECTION_REFUSED", "Failed to load resource"]
+    open_terminal(page, account, shared_sandbox)
+    type_line(page, "kept=word-$((30+3))")
+    stack.kill9("web")
+    expect(page.locator("[data-status]")).to_have_text("Connected", timeout=30_000)
+    type_line(page, "echo still-$kept")
+    expect(page.locator("#terminal .xterm-rows")).to_contain_text("still-word-33")
+    expect(page.locator(".live-dot").first).to_have_text("Live", timeout=30_000)
+
+
 def test_the_keyboard_leaves_the_terminal(
     page: Page, account: Account, shared_sandbox: str
 ) -> None:
@@ -73,7 +87,7 @@ def test_files_are_made_edited_uploaded_and_removed(
     files = f"{account.team_url}/sandboxes/{shared_sandbox}/files"
     page.goto(files)
     page.get_by_role("button", name="New").click()
-    page.get_by_label("Name").fill("notes.txt")
+    page.locator("#new-entry").get_by_label("Name").fill("notes.txt")
     page.get_by_role("button", name="Create").click()
     page.get_by_role("link", name="notes.txt", exact=True).click()
     page.get_by_label("Text of notes.txt").fill("first line\nsecond <b>line</b>\n")
@@ -107,6 +121,8 @@ def test_a_server_in_the_sandbox_shows_up_as_a_port_that_opens(
 ) -> None:
     open_terminal(page, account, shared_sandbox)
     type_line(page, "cd /tmp && echo served > index.html && (python3 -m http.server 8765 &)")
+    type_line(page, "until curl -s localhost:8765; do sleep 0.1; done; echo listens-$((4+4))")
+    expect(page.locator("#terminal .xterm-rows")).to_contain_text("listens-8")
     page.goto(f"{account.team_url}/sandboxes/{shared_sandbox}")
     link = page.get_by_role("link", name="8765-")
     expect(link).to_be_visible(timeout=20_000)

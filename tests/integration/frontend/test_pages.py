@@ -433,3 +433,13 @@ def test_the_list_asks_as_much_for_many_rows_as_for_few(
     Sandbox.objects.bulk_create(rows)
     with django_assert_max_num_queries(12):
         assert as_alice.get(f"/t/{team.slug}/sandboxes").status_code == 200
+
+
+def test_a_blocked_team_is_told_why_and_where_to_settle_it(
+    as_alice: Client, as_vera: Client, team: Team
+) -> None:
+    Team.objects.filter(pk=team.pk).update(is_blocked=True, blocked_reason="credit is used up")
+    owner = as_alice.get(f"/t/{team.slug}/").content.decode()
+    assert "credit is used up" in owner
+    assert "Settle it on the billing page" in owner
+    assert "Ask an owner" in as_vera.get(f"/t/{team.slug}/").content.decode()
