@@ -46,6 +46,7 @@ class OwnedSandbox(LiveSandbox):
             end_at=self.end_at,
             paused_at=self.paused_at,
             memory=self.keeps_memory,
+            is_moving=self.lock.locked(),
         )
 
     def stored(self) -> StoredSandbox:

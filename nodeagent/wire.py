@@ -180,6 +180,7 @@ class SandboxState:
     end_at: float
     paused_at: float | None = None
     memory: bool = True  # of a pause: processes are kept
+    is_moving: bool = False  # a pause, resume or snapshot is under way
 
 
 @dataclass(frozen=True, kw_only=True)

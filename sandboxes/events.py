@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 
 from billing.services import usage
 from nodeagent import wire
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 # A list is made before it arrives, and a request may change a row meanwhile: only rows that have
 # been still for so long are judged by their absence from it.
 LIST_GRACE = timedelta(seconds=15)
+# A create that its node does not know of: its request, or the agent that was at it, has died.
+START_GRACE = timedelta(seconds=30)
 # A create that the node finished so long ago and nobody settled: its request died with its process.
 ORPHANED_START = timedelta(seconds=10)
 NODE_WRITE_EVERY = timedelta(seconds=2)
@@ -76,9 +79,16 @@ def register_node(status: wire.NodeStatus, *, now: datetime) -> Node:
     return node
 
 
+def note_other_version(node_id: str, api_version: int, *, now: datetime) -> None:
+    """It lives, though we do not understand it: no new sandboxes go there until one is updated."""
+    Node.objects.filter(node_id=node_id).update(
+        api_version=min(max(api_version, 0), 32_767), last_heartbeat_at=now
+    )
+
+
 # Facts that are worth a write at once; the others (free memory and disk) drift all the time.
 _TELLING = frozenset(
-    {"api_url", "gateway_url", "version", "agent_started_at", "is_draining", "warm"}
+    {"api_url", "gateway_url", "version", "api_version", "agent_started_at", "is_draining", "warm"}
 )
 
 
@@ -303,12 +313,10 @@ def _reconcile_one(sandbox: Sandbox, state: wire.SandboxState, *, now: datetime)
                     sandbox.end_at or started_at, started_at - timedelta(microseconds=1)
                 )
                 _take_pause(sandbox, paused_at=paused_at, keeps_memory=True, now=now)
-            # A pause or snapshot whose request died, and which the node never began or has
-            # finished.
-            is_stuck = row_state in {
-                State.PAUSING,
-                State.SNAPSHOTTING,
-            } and now - sandbox.state_changed_at > timedelta(minutes=2)
+            # A pause or snapshot whose request died, and which the node never began or gave up.
+            is_stuck = row_state in {State.PAUSING, State.SNAPSHOTTING} and _is_forgotten(
+                sandbox, state, now=now
+            )
             end_at = instant(state.end_at)
             if is_orphan:
                 became_running(sandbox, started_at=started_at, end_at=end_at, now=now)
@@ -321,9 +329,8 @@ def _reconcile_one(sandbox: Sandbox, state: wire.SandboxState, *, now: datetime)
                 live.publish(sandbox.team_id)
         case wire.NodeSandboxState.PAUSED:
             paused_at = instant(state.paused_at) if state.paused_at is not None else now
-            is_failed_resume = (
-                sandbox.state == State.RESUMING
-                and now - sandbox.state_changed_at > timedelta(minutes=2)
+            is_failed_resume = sandbox.state == State.RESUMING and _is_forgotten(
+                sandbox, state, now=now
             )
             if _take_pause(sandbox, paused_at=paused_at, keeps_memory=state.memory, now=now):
                 return
@@ -334,6 +341,21 @@ def _reconcile_one(sandbox: Sandbox, state: wire.SandboxState, *, now: datetime)
                 Sandbox.objects.filter(pk=sandbox.pk, state=State.PAUSED).update(keeps_memory=False)
         case wire.NodeSandboxState.STARTING:
             return
+
+
+def _is_forgotten(sandbox: Sandbox, state: wire.SandboxState, *, now: datetime) -> bool:
+    """True for a move that the node is not at, nor will be: its request, or the agent that was at
+    it, has died. Should the request live after all, it settles the row as if nothing had been.
+    """
+    if state.is_moving:
+        return False
+    node = sandbox.node
+    has_new_agent = (
+        node is not None
+        and node.agent_started_at is not None
+        and sandbox.state_changed_at < node.agent_started_at
+    )
+    return has_new_agent or now - sandbox.state_changed_at > LIST_GRACE
 
 
 def _wanted_deadline(sandbox: Sandbox, state: wire.SandboxState) -> float | None:
@@ -348,14 +370,23 @@ def _wanted_deadline(sandbox: Sandbox, state: wire.SandboxState) -> float | None
 def _end_missing(node: Node, listed: set[str], *, now: datetime) -> None:
     """Rows this node should have and does not name: it told no end, yet they are gone."""
     quiet = Sandbox.objects.filter(
-        node=node, state__in=[*LISTED, State.KILLING], state_changed_at__lt=now - LIST_GRACE
+        Q(state__in=[*LISTED, State.KILLING], state_changed_at__lt=now - LIST_GRACE)
+        | Q(state=State.STARTING, state_changed_at__lt=now - START_GRACE),
+        node=node,
     ).select_related("node", "template")
     for sandbox in quiet:
         if sandbox.public_id in listed:
             continue
-        if sandbox.state == State.KILLING:
+        if sandbox.state == State.STARTING:
+            became_ended(
+                sandbox,
+                reason=EndReason.START_FAILED,
+                detail="the request that created it was interrupted",
+                now=now,
+            )
+        elif sandbox.state == State.KILLING:
             became_ended(sandbox, reason=EndReason(sandbox.end_reason or EndReason.KILLED), now=now)
-        elif sandbox.state not in {State.RESUMING, State.PAUSING, State.SNAPSHOTTING}:
+        else:
             became_ended(
                 sandbox, reason=EndReason.EXITED, detail="its node no longer has it", now=now
             )

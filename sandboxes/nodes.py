@@ -12,6 +12,7 @@ from django.db import connection
 from django.db.models import Count, Q, Sum
 
 from config.errors import Unavailable
+from nodeagent import wire
 from nodeagent.client import AgentClient
 from sandboxes.lifecycle import ACTIVE, State
 from sandboxes.models import Node, Sandbox
@@ -110,6 +111,7 @@ def rank_nodes_for(build: TemplateBuild, *, now: datetime) -> list[Node]:
 def is_ready(node: Node, *, stale_before: datetime) -> bool:
     return (
         not node.is_lost
+        and node.api_version == wire.API_VERSION
         and not node.is_draining
         and not node.drain_requested
         and not node.is_standby
@@ -123,7 +125,8 @@ def status_of(node: Node, *, now: datetime) -> str:
     stale = now - timedelta(seconds=settings.NODE_STALE_AFTER_SECONDS)
     if node.last_heartbeat_at is None:
         return "connecting"
-    if node.is_lost or node.last_heartbeat_at < stale:
+    is_foreign = node.api_version != wire.API_VERSION  # of a release we cannot talk to
+    if node.is_lost or is_foreign or node.last_heartbeat_at < stale:
         return "unhealthy"
     if node.is_draining or node.drain_requested:
         return "draining"

@@ -17,7 +17,7 @@ from config.drf import answer, no_content
 from config.middleware import json_error
 from nodeagent import wire
 from sandboxes import live
-from sandboxes.events import apply_heartbeat
+from sandboxes.events import apply_heartbeat, note_other_version
 from sandboxes.lifecycle import LISTED
 from sandboxes.models import Sandbox
 from sandboxes.nodes import is_token_of
@@ -31,20 +31,17 @@ def node_heartbeat(request: HttpRequest) -> HttpResponse:
     """POST /internal/nodes/heartbeat"""
     token = _bearer(request)
     try:
-        heartbeat = wire.decode(wire.Heartbeat, json.loads(request.body))
+        raw = json.loads(request.body)
+        if _is_of_another_version(raw, token):
+            return json_error(
+                409, f"this control plane speaks agent API version {wire.API_VERSION}"
+            )
+        heartbeat = wire.decode(wire.Heartbeat, raw)
     except (ValueError, TypeError, RecursionError) as error:
         # Whoever has no token learns nothing of what is expected.
         return json_error(400, f"not a heartbeat: {error}") if token else _refused()
     if not is_token_of(heartbeat.node.node_id, token):
         return _refused()
-    if heartbeat.node.api_version != wire.API_VERSION:
-        logger.warning(
-            "A node speaks version %d of the agent API, we speak %d.",
-            heartbeat.node.api_version,
-            wire.API_VERSION,
-            extra={"node_id": heartbeat.node.node_id},
-        )
-        return json_error(409, f"this control plane speaks agent API version {wire.API_VERSION}")
     reply = apply_heartbeat(heartbeat, now=timezone.now())
     return answer(wire.encode(reply))
 
@@ -62,6 +59,29 @@ def sandbox_node(request: HttpRequest, sandbox_id: str) -> HttpResponse:
     if place is None:
         return json_error(404, "no node has this sandbox")
     return answer({"nodeID": place[0], "gatewayURL": place[1]})
+
+
+def _is_of_another_version(raw: Any, token: str) -> bool:
+    """Seen before the rest is read, which another version may write in another way.
+
+    The node gets no new sandboxes, but those it runs are not given up for lost.
+    """
+    status = raw.get("node") if isinstance(raw, dict) else None
+    if not isinstance(status, dict):
+        return False
+    node_id, version = status.get("node_id"), status.get("api_version")
+    if not isinstance(node_id, str) or not isinstance(version, int):
+        return False
+    if version == wire.API_VERSION or not is_token_of(node_id, token):
+        return False
+    logger.warning(
+        "A node speaks version %d of the agent API, we speak %d.",
+        version,
+        wire.API_VERSION,
+        extra={"node_id": node_id},
+    )
+    note_other_version(node_id, version, now=timezone.now())
+    return True
 
 
 @csrf_exempt

@@ -138,7 +138,8 @@ def start(sandbox: Sandbox, build: TemplateBuild, *, now: datetime) -> None:
     for node in nodes[:MAX_NODES_TRIED]:
         if node is not sandbox.node:
             sandbox.node = node
-            Sandbox.objects.filter(pk=sandbox.pk).update(node=node)
+            # The instant too: the new node cannot know of it yet, and must not be asked why.
+            Sandbox.objects.filter(pk=sandbox.pk).update(node=node, state_changed_at=timezone.now())
         try:
             started = _act(sandbox, build, node)
         except agent_errors.AgentError as error:

@@ -77,6 +77,20 @@ def test_a_node_of_another_version_is_told_so(agent):
     check_error(api.post(URL, wire.encode(heartbeat)), 409, "speaks agent API version")
 
 
+def test_a_node_of_another_version_keeps_its_sandboxes_and_gets_no_more(agent, sandbox, api):
+    Node.objects.update(last_heartbeat_at=timezone.now() - LATER)
+    raw = wire.encode(agent.heartbeat())
+    raw["node"]["api_version"] = 2
+    raw["sandboxes"] = "whatever version 2 makes of it"
+    response = Api({"Authorization": f"Bearer {agent.token}"}).post(URL, raw)
+    check_error(response, 409, "speaks agent API version")
+    reconcile.find_lost_nodes(now=timezone.now())
+    assert fresh(sandbox).state == State.RUNNING
+    check_error(api.post("/sandboxes", {"templateID": "base"}), 503, "not enough capacity")
+    beat(agent)  # it was updated
+    assert api.post("/sandboxes", {"templateID": "base"}).status_code == 201
+
+
 def test_hints_need_the_internal_token(db, settings):
     check_error(Api({"Authorization": "Bearer x"}).post("/internal/live", {"1": ["a"]}), 401, "")
     api = Api({"Authorization": f"Bearer {settings.INTERNAL_TOKEN}"})
@@ -294,6 +308,38 @@ def test_a_create_under_way_is_left_to_its_request(agent, alice, base):
     )
     assert beat(agent).kill == []
     assert fresh(sandbox).state == State.STARTING
+
+
+@pytest.mark.parametrize(("later_seconds", "ended"), [(20, False), (40, True)])
+def test_a_create_that_never_reached_its_node_ends(agent, alice, base, later_seconds, ended):
+    starting = make_sandbox(alice.team, template=base, state=State.STARTING)
+    Sandbox.objects.filter(pk=starting.pk).update(node=Node.objects.get())
+    beat(agent, now=timezone.now() + timedelta(seconds=later_seconds))
+    assert (fresh(starting).state == State.ENDED) is ended
+    assert starting.end_reason == (EndReason.START_FAILED if ended else "")
+
+
+MOVES = {
+    State.PAUSING: wire.NodeSandboxState.RUNNING,
+    State.SNAPSHOTTING: wire.NodeSandboxState.RUNNING,
+    State.RESUMING: wire.NodeSandboxState.PAUSED,
+}
+
+
+@pytest.mark.parametrize("state", MOVES)
+@pytest.mark.parametrize("fault", ["request died", "agent died", "under way"])
+def test_a_move_that_nobody_is_at_any_more_is_undone(agent, alice, base, state, fault):
+    sandbox = make_sandbox(alice.team, template=base, state=State.RUNNING)
+    adopt(agent, sandbox)
+    before = MOVES[state]
+    changes = {"paused_at": sandbox.started_at} if before == "paused" else {}
+    Sandbox.objects.filter(pk=sandbox.pk).update(state=state, **changes)
+    agent.put(sandbox.public_id, state=before, is_moving=fault == "under way")
+    now = timezone.now()
+    if fault == "agent died":
+        agent.started_at = now.timestamp() + 1
+    beat(agent, now=now + timedelta(seconds=3 if fault == "agent died" else 20))
+    assert fresh(sandbox).state == (state if fault == "under way" else State(before.value))
 
 
 def test_a_kill_that_its_node_did_not_hear_is_told_again(agent, sandbox):
