@@ -109,7 +109,7 @@ class Deployment:
 
     @property
     def fake_stripe_port(self) -> int | None:
-        """`STRIPE=fake make up` runs a stand-in for Stripe beside the rest; nothing is real there."""
+        """`STRIPE=fake make up` runs a stand-in for Stripe; nothing is real there."""
         if self.environ.get("STRIPE") != "fake":
             return None
         return _port(self.environ, "SANDLOT_FAKE_STRIPE_PORT", 12111)
