@@ -11,7 +11,7 @@ from typing import Any
 
 from ops.deployment import Deployment
 from ops.packages import ensure_debian_packages
-from ops.shell import OpsError, ask, has, has_systemd, is_root, run, step
+from ops.shell import OpsError, ask, has, has_systemd, is_alive, is_root, run, step
 
 ENGINE_PACKAGES = {"docker.io": "dockerd", "cgroupfs-mount": "cgroupfs-mount", "kmod": "modprobe"}
 
@@ -104,5 +104,5 @@ def stop_engine_we_started(deployment: Deployment) -> None:
     with step("Stopping the Docker engine"):
         os.kill(pid, 15)
         deadline = time.monotonic() + 20
-        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        while is_alive(pid) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from ops.deployment import Deployment
-from ops.shell import REPOSITORY, VENV, OpsError, ask, paint
+from ops.shell import REPOSITORY, VENV, OpsError, ask, is_alive, paint
 
 # Ours while we run; they outlive us. Kept, or Python would warn that we forgot them.
 _started: list[subprocess.Popen[bytes]] = []
@@ -137,7 +137,7 @@ def stop(deployment: Deployment) -> bool:
         return False
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 60
-    while Path(f"/proc/{pid}").exists() and not _is_zombie(pid):
+    while is_alive(pid):
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
             raise OpsError("supervisord did not stop in 60 s and was killed; see `ps`")
@@ -221,14 +221,6 @@ class LogFollower:
             for line in text[:end].decode(errors="replace").splitlines():
                 sys.stderr.write(f"{prefix} {line}\n")
         sys.stderr.flush()
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return True
-    return re.search(r"^State:\s+Z", status, re.MULTILINE) is not None
 
 
 def whose_port(port: int) -> str | None:
