@@ -22,6 +22,7 @@ from nodeagent.errors import (
     Conflict,
     DeadlineExceeded,
     InvalidArgument,
+    NoSpace,
     NotFound,
     Unavailable,
 )
@@ -130,6 +131,7 @@ class Agent:
         self._cold_waiting = 0
         self._info: RuntimeInfo | None = None
         self._is_draining = False
+        self._unrecorded: set[OwnedSandbox] = set()  # their files on disk are out of date
         self._pool = WarmPool(
             node_id=settings.node_id,
             runtime=runtime,
@@ -146,6 +148,7 @@ class Agent:
             sandboxes=lambda: list(self._sandboxes.values()),
             clock=clock,
             period_seconds=settings.meter_seconds,
+            on_disk=self._check_disk,
         )
 
     # -- lifetime -------------------------------------------------------------------------------
@@ -393,7 +396,10 @@ class Agent:
                 sandbox_id=spec.sandbox_id, started_at=started_at, end_at=end_at, warm=is_warm
             ),
         )
-        self._store.write_sandbox(sandbox.stored())
+        try:
+            self._store.write_sandbox(sandbox.stored())
+        except OSError as error:
+            raise NoSpace(f"the node cannot note the sandbox: {error.strerror}") from error
         if is_warm:
             self._store.delete_warm(container.container_id)
         try:
@@ -422,6 +428,28 @@ class Agent:
         self._sandboxes.pop(sandbox.sandbox_id, None)
         self._by_container.pop(sandbox.container_id, None)
         self._deadlines.discard(sandbox.sandbox_id)
+        self._unrecorded.discard(sandbox)
+
+    def _record(self, sandbox: OwnedSandbox, *, durable: bool = False) -> None:
+        """Note what has happened to it already; on a full disk later, by the sweep."""
+        try:
+            self._store.write_sandbox(sandbox.stored(), durable=durable)
+        except OSError as error:
+            logger.error(
+                "A sandbox's file cannot be written: %s",
+                error,
+                extra={"sandbox_id": sandbox.sandbox_id},
+            )
+            self._unrecorded.add(sandbox)
+            return
+        self._unrecorded.discard(sandbox)
+
+    def _later_than(self, at: float) -> float:
+        """Now, but after `at` even where somebody has set the clock back.
+
+        Whoever hears of the moves of a sandbox tells their order by their instants.
+        """
+        return max(self._clock(), at + 1e-3)
 
     # -- end ------------------------------------------------------------------------------------
 
@@ -489,7 +517,7 @@ class Agent:
         capped = min(end_at, sandbox.started_at + sandbox.spec.max_length_seconds)
         if capped != sandbox.end_at:
             sandbox.end_at = capped
-            self._store.write_sandbox(sandbox.stored())
+            self._record(sandbox)
             self._set_timer(sandbox)
             self._events.append(
                 EventKind.DEADLINE, sandbox_id, at=self._clock(), data={"end_at": capped}
@@ -531,6 +559,31 @@ class Agent:
             return
         except AgentError as error:
             logger.warning("A sandbox could not be paused at its deadline: %s", error)
+
+    # -- disk -----------------------------------------------------------------------------------
+
+    def _check_disk(self, sandbox: OwnedSandbox, size_bytes: int) -> None:
+        """Pause a sandbox that holds more than it may: the engine's storage has no quotas.
+
+        It keeps everything, and whoever resumes it has until the next look to make room.
+        """
+        limit_mb = sandbox.spec.disk_size_mb
+        if size_bytes <= limit_mb * 2**20 or sandbox.lock.locked() or sandbox.has_ended:
+            return
+        self.log(
+            sandbox,
+            "error",
+            f"Paused: it holds {size_bytes // 2**20} MiB on disk and may hold {limit_mb} MiB."
+            " Resume it and remove files at once.",
+            {"disk_used_mb": size_bytes // 2**20, "disk_size_mb": limit_mb},
+        )
+        self._spawn(self._pause_for_disk(sandbox), f"pause for disk {sandbox.sandbox_id}")
+
+    async def _pause_for_disk(self, sandbox: OwnedSandbox) -> None:
+        try:
+            await self._pause(sandbox, memory=True, reason="disk")
+        except NotFound:
+            return  # it was killed meanwhile
 
     # -- pause and resume -----------------------------------------------------------------------
 
@@ -598,9 +651,9 @@ class Agent:
             raise
         sandbox.state = NodeSandboxState.PAUSED
         sandbox.keeps_memory = memory
-        sandbox.paused_at = sandbox.end_at = self._clock()
+        sandbox.paused_at = sandbox.end_at = self._later_than(sandbox.started_at)
         # Durable before we say so: from here on the files must outlive a power cut.
-        await asyncio.to_thread(self._store.write_sandbox, sandbox.stored(), durable=True)
+        await asyncio.to_thread(self._record, sandbox, durable=True)
         self._events.append(
             EventKind.PAUSED,
             sandbox.sandbox_id,
@@ -637,13 +690,13 @@ class Agent:
                 self._adopt_data_plane(self, sandbox)
         else:
             await self._boot_again(sandbox)
-        sandbox.started_at = self._clock()
+        sandbox.started_at = self._later_than(sandbox.paused_at or sandbox.started_at)
         sandbox.end_at = sandbox.started_at + min(timeout_seconds, sandbox.spec.max_length_seconds)
         sandbox.state = NodeSandboxState.RUNNING
         sandbox.paused_at = None
         sandbox.keeps_memory = True
         sandbox.oom_at = None
-        self._store.write_sandbox(sandbox.stored())
+        self._record(sandbox)
         self._set_timer(sandbox)
         self._events.append(
             EventKind.RESUMED,
@@ -660,7 +713,7 @@ class Agent:
             sandbox.is_halting = True
             await self._runtime.halt(sandbox.container)
             sandbox.keeps_memory = False
-            await asyncio.to_thread(self._store.write_sandbox, sandbox.stored(), durable=True)
+            await asyncio.to_thread(self._record, sandbox, durable=True)
         try:
             await self._runtime.reboot(sandbox.container)
             sandbox.is_halting = False
@@ -709,9 +762,7 @@ class Agent:
             if sandbox.container.pid:
                 await self._firewall.apply(sandbox.container_id, sandbox.container.ip, network)
             sandbox.spec = dataclasses.replace(sandbox.spec, network=network)
-            self._store.write_sandbox(
-                sandbox.stored(), durable=sandbox.state is NodeSandboxState.PAUSED
-            )
+            self._record(sandbox, durable=sandbox.state is NodeSandboxState.PAUSED)
 
     async def snapshot(self, sandbox_id: str, image: str) -> int:
         """Commit the file system to `image`; the sandbox goes on. Returns the bytes it adds."""
@@ -804,7 +855,7 @@ class Agent:
         )
         self._enter(sandbox)
         if sandbox_id in plan.demote:
-            self._store.write_sandbox(sandbox.stored(), durable=True)
+            self._record(sandbox, durable=True)
         self._meter.begin(sandbox_id)
 
     async def _readopt_warm(self, stored: StoredWarm) -> None:
@@ -865,7 +916,7 @@ class Agent:
             if sandbox.keeps_memory:
                 sandbox.keeps_memory = False
                 sandbox.container.pid = 0
-                self._store.write_sandbox(sandbox.stored(), durable=True)
+                self._record(sandbox, durable=True)
         elif _died_of_memory(sandbox, oom_killed):
             self._end(sandbox, EndReason.OOM, "the sandbox ran out of memory")
         else:
@@ -894,6 +945,8 @@ class Agent:
 
     async def sweep(self) -> None:
         """Compare what we hold with what the engine has, and repair the difference."""
+        for box in list(self._unrecorded):
+            self._record(box, durable=box.state is NodeSandboxState.PAUSED)
         await self._firewall.verify()
         before = {
             box.container_id: _wanted(box.stored())

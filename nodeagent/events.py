@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections import deque
@@ -31,6 +32,7 @@ class EventSpool:
         self._events: deque[NodeEvent] = deque()
         self._next_seq = 1
         self._on_event: Callable[[], None] = lambda: None
+        self._is_behind = False  # events are missing in the file, since the disk is full
         is_whole = self._load()
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
         if not is_whole:
@@ -90,16 +92,32 @@ class EventSpool:
             return
         while self._events and self._events[0].seq <= acked_seq:
             self._events.popleft()
-        if self._file.tell() > COMPACT_BYTES:
-            self._compact()
+        try:
+            if self._is_behind or self._file.tell() > COMPACT_BYTES:
+                self._compact()
+                self._is_behind = False
+        except OSError:
+            self._is_behind = True
 
     def close(self) -> None:
-        self._compact()
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._compact()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _write(self, event: NodeEvent) -> None:
-        self._file.write(json.dumps(wire.encode(event), separators=(",", ":")) + "\n")
-        self._file.flush()
+        """A full disk costs what survives a killed agent, not the event, nor who tells of it."""
+        try:
+            if self._is_behind:
+                self._compact()
+                self._is_behind = False
+                return
+            self._file.write(json.dumps(wire.encode(event), separators=(",", ":")) + "\n")
+            self._file.flush()
+        except OSError as error:
+            if not self._is_behind:
+                logger.error("The event spool cannot be written: %s", error)
+            self._is_behind = True
 
     def _load(self) -> bool:
         """False when the file ends or breaks off in something unreadable."""
@@ -131,7 +149,8 @@ class EventSpool:
             for event in self._events:
                 file.write(json.dumps(wire.encode(event), separators=(",", ":")) + "\n")
         fresh.replace(self._path)
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()  # what it could not write is in the new file
         self._file = self._path.open("a", encoding="utf-8")
 
     def _drop_some(self) -> None:

@@ -36,7 +36,7 @@ class _Track:
 
 
 class Meter:
-    """sandboxes: the node's sandboxes as they are now."""
+    """sandboxes: the node's sandboxes as they are now. on_disk: told what each holds on disk."""
 
     def __init__(
         self,
@@ -45,7 +45,9 @@ class Meter:
         sandboxes: Callable[[], Iterable[OwnedSandbox]],
         clock: Callable[[], float],
         period_seconds: float,
+        on_disk: Callable[[OwnedSandbox, int], None] = lambda sandbox, size_bytes: None,
     ) -> None:
+        self._on_disk = on_disk
         self._runtime = runtime
         self._sandboxes = sandboxes
         self._clock = clock
@@ -128,6 +130,7 @@ class Meter:
                 size_bytes = sizes.get(sandbox.container_id)
                 if size_bytes is not None:
                     self._tracks.setdefault(sandbox.sandbox_id, _Track()).disk_bytes = size_bytes
+                    self._on_disk(sandbox, size_bytes)
         return time.monotonic() - began
 
     async def _walk_for_ever(self) -> None:

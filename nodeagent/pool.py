@@ -108,8 +108,11 @@ class WarmPool:
             pool = self._pools.setdefault(key, _Pool(spec))
             pool.spec = spec
             pool.retry_at, pool.retry_seconds = 0.0, FIRST_RETRY_SECONDS
-        self._store.write_pools(specs)
         self._changed.set()
+        try:
+            self._store.write_pools(specs)
+        except OSError as error:  # they are for the next agent; the next heartbeat brings them too
+            logger.warning("The wanted pools could not be noted: %s", error)
 
     def expect(self, stored: StoredWarm) -> None:
         """Count on a warm container of an earlier agent until `restore` tells of it."""
@@ -243,7 +246,7 @@ class WarmPool:
             self._store.write_warm(
                 StoredWarm(container_id=container.container_id, container_name=name, spec=spec)
             )
-        except (AgentError, TimeoutError) as error:
+        except (AgentError, OSError) as error:  # a timeout, or a full disk
             if container is not None:
                 self._discard(container)
             pool.retry_at = self._clock() + pool.retry_seconds

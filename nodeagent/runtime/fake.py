@@ -64,6 +64,7 @@ class FakeRuntime:
         self.boot_gate = asyncio.Event()  # cleared by a test to hold boots back
         self.boot_gate.set()
         self.boot_error: Exception | None = None
+        self.disk_bytes = 4096  # what each container holds
         self._numbers = itertools.count(1)
         self._events: asyncio.Queue[ContainerEvent] = asyncio.Queue()
 
@@ -163,7 +164,7 @@ class FakeRuntime:
         return ContainerUsage(cpu_seconds=1.0, memory_used=1 << 20, memory_cache=0, pids=1)
 
     def disk_usage(self, containers: Sequence[Container]) -> dict[str, int]:
-        return {container.container_id: 4096 for container in containers}
+        return {container.container_id: self.disk_bytes for container in containers}
 
     def die(self, container_id: str, *, oom: bool = False) -> None:
         """The container ends behind the agent's back."""

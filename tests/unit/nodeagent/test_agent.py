@@ -441,14 +441,14 @@ async def test_traffic_wakes_for_the_time_of_the_create(stage):
     await stage.agent.pause("i1", memory=True)
     await asyncio.gather(stage.agent.wake(sandbox), stage.agent.wake(sandbox))
     assert sandbox.is_routable
-    assert sandbox.end_at == stage.clock.now + 400
+    assert sandbox.end_at == pytest.approx(stage.clock.now + 400, abs=0.01)
 
 
 async def test_traffic_wakes_for_five_minutes_at_least(stage):
     await stage.agent.create(create_spec(auto_resume=True, timeout_seconds=3))
     await stage.agent.pause("i1", memory=True)
     await stage.agent.wake(stage.agent.find("i1"))
-    assert stage.agent.state("i1").end_at == stage.clock.now + 300
+    assert stage.agent.state("i1").end_at == pytest.approx(stage.clock.now + 300, abs=0.01)
 
 
 @pytest.mark.parametrize(("auto_resume", "memory"), [(False, True), (True, False)])
