@@ -92,6 +92,7 @@ NAVIGATION: tuple[tuple[str, tuple[NavItem, ...]], ...] = (
             NavItem(key="team-home", label="Home", icon="house", shortcut="h"),
             NavItem(key="sandboxes", label="Sandboxes", icon="box", shortcut="s"),
             NavItem(key="templates", label="Templates", icon="layers", shortcut="t"),
+            NavItem(key="activity", label="Activity", icon="activity", shortcut="v"),
         ),
     ),
     (

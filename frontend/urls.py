@@ -6,6 +6,7 @@ from django.urls import URLPattern, URLResolver, include, path
 
 from frontend.views import (
     actions,
+    activity,
     billing,
     files,
     home,
@@ -33,6 +34,7 @@ of_a_sandbox: list[URLPattern | URLResolver] = [
     path("/kill", actions.kill, name="sandbox-kill"),
     path("/pause", actions.pause, name="sandbox-pause"),
     path("/resume", actions.resume, name="sandbox-resume"),
+    path("/snapshot", actions.snapshot, name="sandbox-snapshot"),
     path("/timeout", actions.change_timeout, name="sandbox-timeout"),
     path("/files", files.browse, name="files"),
     path("/files/download", files.download, name="files-download"),
@@ -53,6 +55,12 @@ of_a_team: list[URLPattern | URLResolver] = [
     path("sandboxes/<str:sandbox_id>", include(of_a_sandbox)),
     path("templates", templates.template_list, name="templates"),
     path("templates/<str:template_id>", templates.template_detail, name="template"),
+    path("templates/<str:template_id>/builds/<str:build_id>", templates.build, name="build"),
+    path("templates/<str:template_id>/public", templates.publish, name="template-public"),
+    path("templates/<str:template_id>/tag", templates.move_tag, name="template-tag"),
+    path("templates/<str:template_id>/delete", templates.delete, name="template-delete"),
+    path("activity", activity.activity, name="activity"),
+    path("activity/points", activity.activity_points, name="activity-points"),
     path("members", team.members, name="members"),
     path("members/invite", team.member_invite, name="member-invite"),
     path("members/<str:user_id>/role", team.member_role, name="member-role"),

@@ -122,6 +122,17 @@ def delete_template(*, template: Template, now: datetime) -> None:
     end_builds_of(template, now=now)
 
 
+def refuse_while_used(template: Template) -> None:
+    """Raises: InvalidArgument while sandboxes stand on it."""
+    states = set(template.sandboxes.exclude(state="ended").values_list("state", flat=True))
+    if not states:
+        return
+    kind = "paused" if states <= {"paused"} else "running"
+    raise InvalidArgument(
+        f"cannot delete template '{template.public_id}' because there are {kind} sandboxes using it"
+    )
+
+
 def assign_tags(
     *, team: Team, target: str, tags: list[str], now: datetime
 ) -> tuple[list[str], TemplateBuild]:

@@ -22,6 +22,7 @@ from sandboxes.services import (
     resume_sandbox,
     set_timeout,
 )
+from sandboxes.services.snapshots import snapshot_sandbox
 from templates_app.access import resolve_for_start
 
 MAX_MINUTES = 24 * 60
@@ -95,6 +96,23 @@ def resume(request: TeamRequest, sandbox_id: str) -> HttpResponseBase:
     return done(
         request,
         f"Resumed {sandbox.public_id} for {RESUME_SECONDS // 60} min.",
+        to=sandbox_url(request, sandbox),
+        changed="sandboxes",
+    )
+
+
+@require_POST
+@team_page(nav="sandboxes", needs="change_sandboxes")
+def snapshot(request: TeamRequest, sandbox_id: str) -> HttpResponseBase:
+    """Keep its files as an image that new sandboxes start from. It goes on meanwhile."""
+    sandbox = access_sandbox(request.team, sandbox_id)
+    name = request.POST.get("name", "").strip() or None
+    template, _, _ = snapshot_sandbox(
+        sandbox=sandbox, name=name, now=timezone.now(), user=request.user
+    )
+    return done(
+        request,
+        f"Saved as {name or template.public_id}.",
         to=sandbox_url(request, sandbox),
         changed="sandboxes",
     )

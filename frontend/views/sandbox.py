@@ -24,6 +24,7 @@ from frontend.views.sandboxes import rows_of
 from sandboxes.access import access_any_sandbox
 from sandboxes.lifecycle import RUNNING_STATES
 from sandboxes.models import Sandbox, SandboxEvent, SandboxMetric
+from templates_app.models import Template
 
 LOG_PAGE = 500
 DOWNLOAD_LINES = 100_000
@@ -144,6 +145,7 @@ def overview(request: TeamRequest, sandbox_id: str) -> HttpResponseBase:
     context = page_context(request, sandbox, "overview") | {
         "events": [happening_of(event) for event in events],
         "lived_seconds": _lived_seconds(sandbox),
+        "snapshots": snapshots_of(sandbox),
     }
     return render(
         request,
@@ -151,6 +153,29 @@ def overview(request: TeamRequest, sandbox_id: str) -> HttpResponseBase:
         context,
         partial="frontend/_sandbox_overview.html",
     )
+
+
+def snapshots_of(sandbox: Sandbox) -> list[dict[str, Any]]:
+    """Newest first."""
+    templates = (
+        Template.objects.filter(
+            team=sandbox.team, source_sandbox_id=sandbox.public_id, deleted_at=None
+        )
+        .prefetch_related("aliases", "builds")
+        .order_by("-updated_at")[:20]
+    )
+    found = []
+    for template in templates:
+        names = [str(alias) for alias in template.aliases.all()]
+        builds = sorted(template.builds.all(), key=lambda build: build.created_at)
+        found.append(
+            {
+                "name": names[0] if names else template.public_id,
+                "at": template.updated_at,
+                "size_bytes": builds[-1].size_bytes if builds else 0,
+            }
+        )
+    return found
 
 
 def _lived_seconds(sandbox: Sandbox) -> float | None:

@@ -33,6 +33,7 @@ from templates_app.services import (
     assign_tags,
     delete_template,
     latest_tags,
+    refuse_while_used,
     register_global_aliases,
     remove_tags,
     set_public,
@@ -189,17 +190,6 @@ def access_to_delete(team: Team, reference: str) -> Template:
         return access_template(team, reference, to_change=True)
     except PermissionDenied as error:
         raise PermissionDenied(f"You don't have access to template '{reference}'") from error
-
-
-def refuse_while_used(template: Template) -> None:
-    """Raises: InvalidArgument while sandboxes stand on it."""
-    states = set(template.sandboxes.exclude(state="ended").values_list("state", flat=True))
-    if not states:
-        return
-    kind = "paused" if states <= {"paused"} else "running"
-    raise InvalidArgument(
-        f"cannot delete template '{template.public_id}' because there are {kind} sandboxes using it"
-    )
 
 
 class TemplateUpdateV2(TeamAPIView):

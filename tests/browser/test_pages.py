@@ -29,6 +29,7 @@ OF_A_TEAM = {
     "sandboxes": "/sandboxes",
     "sandboxes-none": "/sandboxes?q=nothing-matches-this",
     "templates": "/templates",
+    "activity": "/activity",
     "keys": "/keys",
     "members": "/members",
     "audit": "/audit",

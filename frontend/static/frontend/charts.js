@@ -1,4 +1,4 @@
-// Charts of a sandbox's samples, and the same samples as a table.
+// Charts of samples in columns, and the same samples as a table.
 import { element } from "./ui.js";
 import uPlot from "./vendor/uplot.js";
 
@@ -7,7 +7,7 @@ const figures = [...holder.querySelectorAll("[data-chart]")];
 const table = document.querySelector("#metrics-table tbody");
 const toggle = document.querySelector("[data-toggle-table]");
 const plots = new Map();
-const COLOURS = { cpu: "--series-1", memory: "--series-2", disk: "--series-3" };
+const COLOURS = ["--series-1", "--series-2", "--series-3", "--series-4"];
 const probe = document.body.appendChild(element("i", { hidden: true }));
 
 // light-dark() has no computed value as a custom property; a real colour property does.
@@ -34,12 +34,18 @@ function clock(tick, step) {
   return step >= 86_400 ? at.toLocaleDateString() : time;
 }
 
-const words = (unit) => (unit === "bytes" ? size : (value) => `${Math.round(value)}%`);
+const WORDS = {
+  bytes: size,
+  percent: (value) => `${Math.round(value)}%`,
+  count: (value) => (Number.isInteger(value) ? String(value) : ""),
+  rate: (value) => value.toFixed(value < 10 && value % 1 ? 1 : 0),
+};
+const words = (unit) => WORDS[unit];
 
 function draw(figure, at, values, limit, marks) {
   const body = figure.querySelector(".chart-body");
   const unit = words(figure.dataset.unit);
-  const line = colour(COLOURS[figure.dataset.chart]);
+  const line = colour(COLOURS[figures.indexOf(figure) % COLOURS.length]);
   const axis = { stroke: colour("--text-3"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px Geist" };
   plots.get(figure)?.destroy();
   body.replaceChildren();
@@ -113,9 +119,7 @@ async function load() {
   }
   table.replaceChildren(...data.at.map((at, index) => element("tr", {},
     element("td", {}, new Date(at * 1000).toISOString().slice(0, 19).replace("T", " ")),
-    element("td", { class: "num" }, `${(data.cpu[index] ?? 0).toFixed(1)}`),
-    element("td", { class: "num" }, size(data.memory[index] ?? 0)),
-    element("td", { class: "num" }, size(data.disk[index] ?? 0)))).reverse());
+    ...figures.map((figure) => element("td", { class: "num" }, words(figure.dataset.unit)(data[figure.dataset.chart][index] ?? 0))))).reverse());
 }
 
 toggle.addEventListener("click", () => {

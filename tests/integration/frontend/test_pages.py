@@ -15,6 +15,8 @@ from django.utils import timezone
 from accounts.models import APIKey, AuditEvent, Team, User
 from accounts.services import create_api_key, hash_secret
 from sandboxes.models import Sandbox, SandboxEvent, SandboxMetric
+from templates_app.access import resolve_for_start
+from templates_app.models import BuildLogEntry, Template, TemplateAlias, TemplateBuild
 from tests.integration.frontend.conftest import PASSWORD, SandboxMaker
 
 pytestmark = pytest.mark.django_db
@@ -443,3 +445,70 @@ def test_a_blocked_team_is_told_why_and_where_to_settle_it(
     assert "credit is used up" in owner
     assert "Settle it on the billing page" in owner
     assert "Ask an owner" in as_vera.get(f"/t/{team.slug}/").content.decode()
+
+
+@pytest.fixture
+def own_template(team: Team) -> Template:
+    template = Template.objects.create(team=team)
+    TemplateAlias.objects.create(template=template, alias="mine", namespace=team.slug)
+    for _ in range(2):
+        TemplateBuild.objects.create(template=template, status="ready", image="mine:latest")
+    return template
+
+
+def test_a_tag_is_rolled_back_to_an_older_build(
+    as_alice: Client, team: Team, own_template: Template
+) -> None:
+    older, newer = own_template.builds.order_by("pk")
+    url = f"/t/{team.slug}/templates/{own_template.public_id}/tag"
+    for build in (newer, older):
+        form = {"tag": "default", "build": str(build.public_id)}
+        assert as_alice.post(url, form, headers=HTMX).status_code == 204
+    assert resolve_for_start(team, "mine").build == older
+    assert as_alice.post(url, {"tag": "default", "build": "junk"}).status_code == 400
+    assert AuditEvent.objects.filter(team=team, action="template.tag_moved").count() == 2
+
+
+def test_a_template_is_published_and_deleted(
+    as_alice: Client, team: Team, own_template: Template
+) -> None:
+    base = f"/t/{team.slug}/templates/{own_template.public_id}"
+    as_alice.post(f"{base}/public", {"public": "yes"})
+    own_template.refresh_from_db()
+    assert own_template.is_public
+    as_alice.post(f"{base}/public", {"public": "no"})
+    as_alice.post(f"{base}/delete")
+    own_template.refresh_from_db()
+    assert not own_template.is_public
+    assert own_template.deleted_at is not None
+    assert as_alice.get(base).status_code == 404
+
+
+def test_a_template_in_use_stays(
+    as_alice: Client, team: Team, own_template: Template, make_sandbox: SandboxMaker
+) -> None:
+    make_sandbox(template=own_template, build=own_template.builds.first())
+    response = as_alice.post(f"/t/{team.slug}/templates/{own_template.public_id}/delete")
+    assert response.status_code == 400
+    assert "sandboxes using it" in response.content.decode()
+
+
+def test_the_platforms_templates_are_not_the_teams_to_change(
+    as_alice: Client, team: Team, template: Template
+) -> None:
+    base = f"/t/{team.slug}/templates/{template.public_id}"
+    for action in ("public", "tag", "delete"):
+        assert as_alice.post(f"{base}/{action}", {"public": "no"}).status_code == 403
+
+
+def test_a_build_shows_its_log_as_text(
+    as_alice: Client, team: Team, own_template: Template
+) -> None:
+    build = own_template.builds.first()
+    assert build
+    BuildLogEntry.objects.create(build=build, number=0, at=timezone.now(), message=EVIL)
+    url = f"/t/{team.slug}/templates/{own_template.public_id}/builds/{build.public_id}"
+    text = as_alice.get(url).content.decode()
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<script>alert" not in text
+    assert "every 1s" not in text  # it has ended, so nothing is asked again
