@@ -28,6 +28,9 @@ from config.websockets import websocket_urlpatterns  # noqa: E402
 from sandboxes import live  # noqa: E402
 from templates_app.uploads import UPLOAD_PATH, receive_upload  # noqa: E402
 
+RESERVED_THREADS = 4
+RESERVED_PREFIXES = ("/internal/", "/health")
+
 
 class BodyTooLarge(Exception):
     """The request's body passed the limit while it was read."""
@@ -37,15 +40,16 @@ class ThreadedASGIHandler(ASGIHandler):
     """Django's handler with one thread hop a request, onto threads that stay.
 
     Django's own gives every request a new thread, so a new database connection, and hops between
-    loop and thread at each change from sync to async middleware. Measured on 2 cores, the same
-    create: see bench/. A kept thread keeps its connection, and the whole synchronous chain runs in
-    one go.
+    loop and thread at each change from sync to async middleware. A kept thread keeps its
+    connection, and the whole synchronous chain runs in one go.
     """
 
     def __init__(self) -> None:
         super(ASGIHandler, self).__init__()
         self.load_middleware(is_async=False)
         self.threads = ThreadPoolExecutor(settings.WEB_THREADS, thread_name_prefix="web")
+        # Nodes must be heard, and health told, while every other thread waits for a slow node.
+        self.reserved_threads = ThreadPoolExecutor(RESERVED_THREADS, thread_name_prefix="inner")
         self.has_started = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -69,7 +73,9 @@ class ThreadedASGIHandler(ASGIHandler):
         # A caller that hangs up does not stop the work: a create half done must be finished or
         # undone.
         try:
-            response = await loop.run_in_executor(self.threads, self._respond, scope, body)
+            is_inner = scope["path"].startswith(RESERVED_PREFIXES)
+            threads = self.reserved_threads if is_inner else self.threads
+            response = await loop.run_in_executor(threads, self._respond, scope, body)
             try:
                 await self.send_response(response, send)
             finally:

@@ -155,10 +155,14 @@ def to_wire_time(at: datetime) -> str:
 
 def from_wire_time(raw: str) -> datetime:
     """Raises: ValueError."""
-    at = datetime.fromisoformat(raw.replace(" ", "+") if raw.count(" ") == 1 else raw)
+    # A `+` that a client did not encode has become a space.
+    at = datetime.fromisoformat(raw.replace(" ", "+"))
     if at.tzinfo is None:
         raise ValueError("no time zone")
-    return at.astimezone(UTC)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("out of range") from error
 
 
 def encode_cursor(at: datetime, key: str, *, ascending: bool = False) -> str:
@@ -173,6 +177,8 @@ def decode_cursor(token: str, *, ascending: bool = False) -> tuple[datetime, str
         parts = text.split("__")
         if len(parts) != (3 if ascending else 2) or (ascending and parts[2] != "asc"):
             raise ValueError("wrong order")
+        if not parts[1].isprintable():  # PostgreSQL takes no NUL, and ours have none
+            raise ValueError("not a key")
         return from_wire_time(parts[0]), parts[1]
     except (ValueError, binascii.Error, UnicodeError, OverflowError) as error:
         raise InvalidArgument("Invalid next token") from error

@@ -197,7 +197,7 @@ DATABASE_URL = env_secret("DATABASE_URL")
 if DATABASE_URL:
     DATABASES = {
         "default": parse_database_url(
-            DATABASE_URL, pool_size=env_int("SANDLOT_DATABASE_POOL", WEB_THREADS, minimum=2)
+            DATABASE_URL, pool_size=env_int("SANDLOT_DATABASE_POOL", WEB_THREADS + 4, minimum=2)
         )
     }
 else:
@@ -244,7 +244,7 @@ if REDIS_URL:
 else:
     CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
     CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
-    CELERY_BROKER_URL = "filesystem://"
+    CELERY_BROKER_URL = "filesystem://localhost"
     _queue_dir = STATE_DIR / "celery"
     CELERY_BROKER_TRANSPORT_OPTIONS = {
         "data_folder_in": str(_queue_dir / "queue"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from django.db import transaction
 
@@ -30,7 +31,7 @@ def seconds_of(at: datetime) -> float:
     return at.timestamp()
 
 
-def transition(sandbox: Sandbox, *, to: State, now: datetime, **changes: object) -> None:
+def transition(sandbox: Sandbox, *, to: State, now: datetime, **changes: Any) -> None:
     """Claim: move a sandbox to `to`, which nobody else can do at the same time.
 
     Raises: Conflict when the move is not allowed, or another request moved it first.
@@ -46,7 +47,7 @@ def _move(
     to: State,
     now: datetime,
     of_same_run: bool = False,
-    **changes: object,
+    **changes: Any,
 ) -> bool:
     """The conditional update that is the lock.
 
@@ -77,7 +78,7 @@ def became_running(
 ) -> bool:
     """It answers on its node: charge from here."""
     was_starting = sandbox.started_at is None
-    changes: dict[str, object] = {
+    changes: dict[str, Any] = {
         "started_at": started_at,
         "end_at": end_at,
         "paused_at": None,

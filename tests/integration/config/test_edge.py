@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 
@@ -95,6 +99,29 @@ async def test_an_unknown_api_path_answers_json(http, path):
             "code": 404,
             "message": "validation error: no matching operation was found",
         }
+
+
+async def test_health_is_told_while_every_thread_waits(http, alice, monkeypatch):
+    from config.asgi import http_application
+    from sandboxes.api import views
+
+    go = threading.Event()
+
+    def wait(*_args, **_options):
+        assert go.wait(30)
+        return [], None
+
+    monkeypatch.setattr(views, "list_page", wait)
+    monkeypatch.setattr(http_application, "threads", ThreadPoolExecutor(1))
+    waiting = asyncio.create_task(http.get("/v2/sandboxes", headers=alice.headers))
+    try:
+        response = await asyncio.wait_for(http.get("/health"), 20)
+        assert response.status_code == 200
+        assert not waiting.done()
+    finally:
+        go.set()
+    assert (await waiting).status_code == 200
+    http_application.threads.shutdown()
 
 
 async def test_an_unknown_page_answers_a_page_to_people_only(http):

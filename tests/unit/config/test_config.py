@@ -14,7 +14,9 @@ def test_a_time_reads_back_as_the_same_text():
     assert to_wire_time(datetime(2025, 1, 2, tzinfo=UTC)) == "2025-01-02T00:00:00.000000Z"
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2025-01-02T03:04:05", "12"])
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "2025-01-02T03:04:05", "12", "0001-01-01T00:00:00+23:59"]
+)
 def test_what_is_no_instant_is_refused(text):
     with pytest.raises(ValueError, match=r".*"):
         from_wire_time(text)

@@ -1,3 +1,4 @@
+import base64
 from datetime import UTC, datetime
 from urllib.parse import quote, urlencode
 
@@ -33,7 +34,13 @@ def test_a_cursor_comes_back_as_it_was_made(ascending):
     assert "=" not in token
 
 
-@pytest.mark.parametrize("token", ["", "x", "////", "ü", "bm90X2E", "YQ__", "9" * 5000])
+WITH_NUL = encode_cursor(NOON, "i\x00")
+TOO_EARLY = base64.urlsafe_b64encode(b"0001-01-01T00:00:00+23:59__i").decode()
+
+
+@pytest.mark.parametrize(
+    "token", ["", "x", "////", "ü", "bm90X2E", "YQ__", "9" * 5000, WITH_NUL, TOO_EARLY]
+)
 def test_a_token_that_is_no_cursor_is_refused(token):
     with pytest.raises(InvalidArgument, match="Invalid next token"):
         decode_cursor(token)
