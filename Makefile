@@ -42,7 +42,10 @@ fmt: ## Format the code
 bench: ## Measure creating and commands beside plain Docker, against what runs here
 	@$(OPS) bench $(ARGS)
 
+templates: ## Build and register code-interpreter-v1 and httpbin (ARGS: names, for some)
+	@$(OPS) templates $(ARGS)
+
 assets: ## Copy the dashboard's browser libraries out of npm packages
 	@$(OPS) assets
 
-.PHONY: help up down status reset env tls doctor test soak check fmt bench assets
+.PHONY: help up down status reset env tls doctor test soak check fmt bench assets templates

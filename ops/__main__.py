@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from ops import check, doctor, engine, packages, processes, stack, testing, tls
+from ops import check, doctor, engine, packages, processes, stack, templates, testing, tls
 from ops.deployment import Deployment
 from ops.shell import OpsError, paint, say, step
 
@@ -156,6 +156,14 @@ def assets(_deployment: Deployment, _: list[str]) -> int:
     return 0
 
 
+def make_templates(deployment: Deployment, words: list[str]) -> int:
+    """Build and register the platform's other templates, all of them or those named."""
+    if not deployment.secrets_file.exists():
+        raise OpsError("there is nothing here yet: run `make up` first")
+    templates.ensure_templates(deployment, words)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Deployment, list[str]], int]] = {
     "up": up,
     "down": down,
@@ -169,6 +177,7 @@ COMMANDS: dict[str, Callable[[Deployment, list[str]], int]] = {
     "test": testing.run_tests,
     "bench": testing.run_benches,
     "assets": assets,
+    "templates": make_templates,
 }
 
 
