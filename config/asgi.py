@@ -20,7 +20,8 @@ from django.conf import settings  # noqa: E402
 from django.core import signals  # noqa: E402
 from django.core.exceptions import RequestAborted  # noqa: E402
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix  # noqa: E402
-from django.http import HttpResponse  # noqa: E402
+from django.db import close_old_connections  # noqa: E402
+from django.http import FileResponse, HttpResponse  # noqa: E402
 from django.urls import set_script_prefix  # noqa: E402
 
 from config.paths import keep_encoded_slashes  # noqa: E402
@@ -76,13 +77,44 @@ class ThreadedASGIHandler(ASGIHandler):
             is_inner = scope["path"].startswith(RESERVED_PREFIXES)
             threads = self.reserved_threads if is_inner else self.threads
             response = await loop.run_in_executor(threads, self._respond, scope, body)
-            try:
+            if response.streaming and not response.is_async:
+                await self._send_stream(response, receive, send)
+            else:
                 await self.send_response(response, send)
-            finally:
                 if response.streaming:
                     await loop.run_in_executor(self.threads, response.close)
         finally:
             body.close()
+
+    async def _send_stream(self, response: Any, receive: Any, send: Any) -> None:
+        """Part by part, made in one thread. Django would make the whole list of parts first."""
+        loop = asyncio.get_running_loop()
+        headers = [
+            *((name.encode("ascii"), text.encode("latin1")) for name, text in response.items()),
+            *(
+                (b"Set-Cookie", cookie.OutputString().encode("ascii"))
+                for cookie in response.cookies.values()
+            ),
+        ]
+        start = {"type": "http.response.start", "status": response.status_code, "headers": headers}
+        await send(start)
+        hang_up = asyncio.ensure_future(receive())  # nothing else can come any more
+
+        def make_and_send() -> None:
+            try:
+                for part in response.streaming_content:
+                    if hang_up.done():
+                        return
+                    message = {"type": "http.response.body", "body": part, "more_body": True}
+                    asyncio.run_coroutine_threadsafe(send(message), loop).result()
+            finally:
+                response.close()
+
+        try:
+            await loop.run_in_executor(self.threads, make_and_send)
+            await send({"type": "http.response.body"})
+        finally:
+            hang_up.cancel()
 
     def _respond(self, scope: Any, body: Any) -> Any:
         """Runs in a thread, with that thread's database connection."""
@@ -91,7 +123,11 @@ class ThreadedASGIHandler(ASGIHandler):
         request, refusal = self.create_request(scope, body)
         response: Any = refusal if request is None else self.get_response(request)
         response._handler_class = self.__class__
-        if not response.streaming:
+        if response.streaming:
+            if isinstance(response, FileResponse):
+                response.block_size = self.chunk_size
+            close_old_connections()  # the stream may be made in another thread
+        else:
             # Here rather than after sending: it gives this thread's connection back.
             signals.request_finished.send(sender=self.__class__)
         return response

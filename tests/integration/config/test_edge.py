@@ -124,6 +124,45 @@ async def test_health_is_told_while_every_thread_waits(http, alice, monkeypatch)
     http_application.threads.shutdown()
 
 
+async def test_a_stream_is_sent_as_it_is_made(transactional_db, monkeypatch):
+    from django.http import StreamingHttpResponse
+
+    from config.asgi import http_application
+
+    made: list[int] = []
+    sent: list[dict] = []
+
+    def parts():
+        for number in range(3):
+            made.append(number)
+            yield f"part {number}\n"
+
+    stream = StreamingHttpResponse(parts())
+    stream.set_cookie("a", "b")
+    monkeypatch.setattr(http_application, "get_response", lambda request: stream)
+
+    async def receive():
+        if sent:
+            await asyncio.Event().wait()
+        return {"type": "http.request"}
+
+    async def send(message):
+        sent.append({**message, "made": len(made)})
+
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": [], "query_string": b""}
+    await http_application(scope, receive, send)
+    assert [message.get("body") for message in sent] == [
+        None,
+        b"part 0\n",
+        b"part 1\n",
+        b"part 2\n",
+        None,
+    ]
+    assert [message["made"] for message in sent] == [0, 1, 2, 3, 3]
+    assert (b"Set-Cookie", b"a=b; Path=/") in sent[0]["headers"]
+    assert stream.closed
+
+
 async def test_an_unknown_page_answers_a_page_to_people_only(http):
     page = await http.get("/no-such-page", headers={"Accept": "text/html"})
     assert page.headers["Content-Type"].startswith("text/html")
