@@ -129,7 +129,7 @@ class Gateway:
             self._socket = self._tls_socket = None
 
     def _config(self, *, is_tls: bool = False) -> uvicorn.Config:
-        return uvicorn.Config(
+        config = uvicorn.Config(
             self,
             http=GatewayProtocol,
             ws="none",
@@ -146,6 +146,10 @@ class Gateway:
             ssl_certfile=str(self._settings.tls_cert) if is_tls else None,
             ssl_keyfile=str(self._settings.tls_key) if is_tls else None,
         )
+        config.load()
+        if config.ssl is not None:
+            config.ssl.set_alpn_protocols(["h2", "http/1.1"])
+        return config
 
     # Answering
 

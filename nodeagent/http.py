@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from nodeagent.errors import AgentError
-from nodeagent.http_protocol import Exchange
+from nodeagent.exchange import Exchange
 
 IDLE_BODY_SECONDS = 600.0
 

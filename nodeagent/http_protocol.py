@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 protocol with what a gateway needs besides: resets, tunnels, cancellation.
 
-An ASGI scope of this server carries `scope["extensions"]["sandlot"]`, an `Exchange`.
+A client that speaks HTTP/2 is handed to its protocol.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from nodeagent.http2_protocol import PREFACE, Http2Protocol
+
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_SECONDS = 30.0  # a client that does not finish its request head is let go
 _ENDLESS = 2**62
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
-class Exchange:
-    """One request and its answer, seen below ASGI."""
+class Http1Exchange:
+    """One request on a connection that serves one at a time."""
 
     def __init__(self, protocol: GatewayProtocol, raw_target: bytes) -> None:
         self._protocol = protocol
-        self.raw_target = raw_target  # as the client sent it, query included
+        self.raw_target = raw_target
         self.is_upgrade = False
         self.task: asyncio.Task[Any] | None = None
 
@@ -38,23 +40,19 @@ class Exchange:
         return self._protocol.is_lost
 
     def reset(self) -> None:
-        """End the connection with a TCP reset: unsent data is lost, the client sees a failure."""
         reset_transport(self._protocol.transport)
 
     def stream_until_close(self) -> None:
-        """Frame the answer by the end of the connection: HTTP/1.0 knows no chunks."""
         cycle = self._protocol.cycle
         cycle.chunked_encoding = False
         cycle.expected_content_length = _ENDLESS
         cycle.keep_alive = False
 
     def close_stream(self) -> None:
-        """The end of an answer begun with `stream_until_close`."""
         self._protocol.cycle.response_complete = True
         self._protocol.transport.close()
 
     def take_over(self, protocol: asyncio.Protocol) -> tuple[asyncio.Transport, bytes]:
-        """Hand the connection to `protocol`. Returns it and what the client already sent."""
         return self._protocol.hand_over(protocol)
 
 
@@ -88,7 +86,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = False
         self._head_timer: asyncio.TimerHandle | None = None
-        self._current: Exchange | None = None
+        self._current: Http1Exchange | None = None
 
     # Connection
 
@@ -98,7 +96,21 @@ class GatewayProtocol(HttpToolsProtocol):
         if handle is not None and handle.family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):
                 handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._arm_head_timer()
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() == "h2":
+            self._become_http2()
+        else:
+            self._arm_head_timer()
+
+    def _become_http2(self) -> Http2Protocol:
+        self._disarm_head_timer()
+        self.connections.discard(self)
+        successor = Http2Protocol(
+            self.app, self.server_state, keep_alive_seconds=self.timeout_keep_alive
+        )
+        self.transport.set_protocol(successor)
+        successor.connection_made(self.transport)
+        return successor
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True
@@ -112,6 +124,9 @@ class GatewayProtocol(HttpToolsProtocol):
                 task.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self.scope is None and not self._in_head and data.startswith(PREFACE):
+            self._become_http2().data_received(data)  # a client that knows without asking
+            return
         self._unset_keepalive_if_required()
         try:
             self._feed(data)
@@ -220,7 +235,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         scope: dict[str, Any] = dict(cycle.scope)
-        exchange: Exchange = scope["extensions"]["sandlot"]
+        exchange: Http1Exchange = scope["extensions"]["sandlot"]
         self._current = exchange
         self._disarm_head_timer()
         task = self.loop.create_task(cycle.run_asgi(app))
@@ -233,7 +248,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_response_complete()
 
     def _make_exchange(self, scope: Any) -> None:
-        exchange = Exchange(self, self.url)
+        exchange = Http1Exchange(self, self.url)
         exchange.is_upgrade = bool(self.parser.should_upgrade())
         scope["extensions"] = {"sandlot": exchange}
 

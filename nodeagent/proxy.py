@@ -114,7 +114,7 @@ class Proxy:
         *,
         has_body: bool,
     ) -> None:
-        sending: asyncio.Task[None] | None = None
+        sending: asyncio.Task[bool] | None = None
         try:
             await upstream.write(destination.head(request))
             if has_body:
@@ -127,7 +127,7 @@ class Proxy:
             while (chunk := await upstream.next_chunk()) is not None:
                 await request.write(chunk)
             await request.finish()
-            if (sending is None or sending.done()) and upstream.can_be_reused():
+            if _is_whole(sending) and upstream.can_be_reused():
                 self._upstreams.give_back(destination, upstream)
                 upstream = None  # type: ignore[assignment]
         finally:
@@ -155,8 +155,13 @@ class Proxy:
             upstream.transport.abort()
 
 
-async def _send_body(request: Request, upstream: Upstream) -> None:
-    """Raises nothing: a service that does not want the body says so in its answer or closes."""
+def _is_whole(sending: asyncio.Task[bool] | None) -> bool:
+    """Whether all of the body was sent; else what comes next would be taken for its rest."""
+    return sending is None or (sending.done() and sending.result())
+
+
+async def _send_body(request: Request, upstream: Upstream) -> bool:
+    """Returns whether all was sent. A service that does not want it says so, or closes."""
     is_chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
     try:
         async for chunk in request.chunks():
@@ -166,7 +171,8 @@ async def _send_body(request: Request, upstream: Upstream) -> None:
         if is_chunked:
             await upstream.write(b"0\r\n\r\n")
     except (AgentError, ClientGone):
-        pass
+        return False
+    return True
 
 
 def request_head(request: Request, added: Headers, *, upgrade: bool = False) -> bytes:

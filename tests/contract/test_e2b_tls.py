@@ -67,11 +67,11 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield {**inherited, **told, **trust}
 
 
-@pytest.fixture(scope="module", params=["pinned", "newest"])
-def python_suite(request: pytest.FixtureRequest, env, tmp_path_factory) -> SuiteRun:
-    version = sdks.PINNED_PYTHON if request.param == "pinned" else sdks.newest_python()
+@pytest.fixture(scope="module")
+def python_suite(env, tmp_path_factory) -> SuiteRun:
     report = tmp_path_factory.mktemp("e2b-python-tls") / "report.xml"
-    words = [str(sdks.ensure_python(version) / "bin/python"), "-m", "pytest", "-q"]
+    python = sdks.ensure_python(sdks.PINNED_PYTHON) / "bin/python"
+    words = [str(python), "-m", "pytest", "-q"]
     words += ["-c", "pytest.ini", "--rootdir", ".", "--confcutdir", "."]
     words += ["-o", "junit_family=xunit1", f"--junitxml={report}"]
     words += [f"{name}.py" for name in PYTHON_FILES]
@@ -101,7 +101,7 @@ def test_e2b_js_over_tls(js_suite: SuiteRun, case: str) -> None:
 HOSTS = """
 import json, time
 import httpx
-from e2b import Sandbox
+from e2b import Sandbox, TimeoutException
 
 found = {}
 sandbox = Sandbox.create(timeout=120)
@@ -121,7 +121,13 @@ link = sandbox.upload_url("/tmp/signed.txt")
 found["upload"] = client.post(link, files={"file": b"by link"}).status_code
 found["download"] = client.get(sandbox.download_url("/tmp/signed.txt")).text
 found["running"] = [sandbox.is_running()]
+sleeper = sandbox.commands.run("echo begun; sleep 300", background=True)
+assert next(iter(sleeper))[0] == "begun\\n"
 sandbox.kill()
+try:
+    sleeper.wait()
+except TimeoutException as error:
+    found["told"] = "sandbox was killed or reached its end of life" in str(error)
 found["running"].append(sandbox.is_running())
 gone = client.get(url)
 found["gone"] = [gone.status_code, gone.json()["message"], gone.json()["code"]]
@@ -130,8 +136,10 @@ print(json.dumps(found))
 """
 
 
-def test_every_host_of_the_domain_leads_somewhere(env: dict[str, str]) -> None:
-    python = sdks.ensure_python(sdks.PINNED_PYTHON) / "bin/python"
+@pytest.mark.parametrize("version", ["pinned", "newest"])
+def test_every_host_of_the_domain_leads_somewhere(env: dict[str, str], version: str) -> None:
+    wanted = sdks.PINNED_PYTHON if version == "pinned" else sdks.newest_python()
+    python = sdks.ensure_python(wanted) / "bin/python"
     done = subprocess.run(
         [python, "-c", HOSTS],
         env=env,
@@ -148,6 +156,7 @@ def test_every_host_of_the_domain_leads_somewhere(env: dict[str, str]) -> None:
         "upload": 200,
         "download": "by link",
         "running": [True, False],
+        "told": True,
         "gone": [502, "The sandbox was not found", 502],
         "id": True,
     }
