@@ -184,6 +184,20 @@ def test_box_chart(interpreter):
     assert (second["label"], second["median"], second["outliers"]) == ("b", 4, [])
 
 
+def test_one_box_and_equal_bars_are_not_turned(interpreter):
+    found = chart(
+        interpreter, "plt.boxplot([[1, 2, 3, 4, 5, 20, 21]], labels=['one'], patch_artist=True)"
+    )
+    (box,) = found["elements"]
+    assert (box["label"], box["min"], box["median"]) == ("one", 1, 4)
+    found = chart(interpreter, "plt.bar(['a', 'b'], [5, 5]); plt.ylabel('n (kg)')")
+    assert [(e["label"], e["value"]) for e in found["elements"]] == [("a", 5), ("b", 5)]
+    assert (found["y_label"], found["y_unit"]) == ("n (kg)", "kg")
+    found = chart(interpreter, "plt.barh(['a', 'b'], [5, 6]); plt.xlabel('n')")
+    assert [(e["label"], e["value"]) for e in found["elements"]] == [("a", 5), ("b", 6)]
+    assert (found["x_label"], found["y_label"]) == (None, "n")
+
+
 def test_log_scale_and_categories(interpreter):
     found = chart(interpreter, "plt.plot([1, 10, 100], [1, 2, 3]); plt.xscale('log')")
     assert found["x_scale"] == "log"

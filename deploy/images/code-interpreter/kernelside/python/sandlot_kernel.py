@@ -74,7 +74,7 @@ def _dataframe_columns(frame: Any) -> dict[str, list[Any]]:
 
 def _figure_chart(figure: Any) -> dict[str, Any]:
     try:
-        from e2b_charts import chart_figure_to_dict
+        from sandlot_charts import chart_figure_to_dict
 
         return plain(chart_figure_to_dict(figure)) or {}
     except Exception:
