@@ -45,7 +45,10 @@ ROUTES = [
         ("POST", "billing/meter_events", "billing.meter_events.create"),
     )
 ]
-PAGE = "<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{body}"
+PAGE = (
+    "<!doctype html><meta charset=utf-8><link rel=icon href='data:,'><title>{title}</title>"
+    "<h1>{title}</h1>{body}"
+)
 
 
 class Server(ThreadingHTTPServer):
