@@ -70,6 +70,7 @@ SAMPLES_PER_HEARTBEAT = 2_000
 WAKE_WAIT_SECONDS = 60.0
 WAKE_LEAST_SECONDS = 300.0
 OOM_SECONDS = 10.0  # a container that dies this soon after running out of memory died of it
+OOM_NEWS_SECONDS = 1.0
 LOG_BURST = 50
 LOG_PER_SECOND = 10.0
 _SANDBOX_ID = re.compile(r"^[a-z0-9]{1,64}$")
@@ -638,10 +639,14 @@ class Agent:
                 await self._runtime.freeze(sandbox.container)
             else:
                 sandbox.is_halting = True
+                # Noted first: to an agent that starts now, a stopped container would be a dead one.
+                await asyncio.to_thread(self._record, sandbox, durable=True)
                 await self._runtime.halt(sandbox.container)
         except BaseException:
             sandbox.is_halting = False
             if not sandbox.has_ended:
+                if not memory:
+                    self._record(sandbox)
                 sandbox.is_routable = True
                 # Not at once when it is due already: what just failed would be tried without a
                 # pause.
@@ -798,7 +803,7 @@ class Agent:
         plan = plan_containers(
             sandboxes=[_wanted(item) for item in stored.values()], warm=set(warm), found=found
         )
-        for sandbox_id in [*plan.keep, *plan.thaw, *plan.demote]:
+        for sandbox_id in [*plan.keep, *plan.thaw, *plan.demote, *plan.halted]:
             await self._readopt_sandbox(stored[sandbox_id], plan)
         for sandbox_id in plan.lost:
             oom = await self._was_oom(stored[sandbox_id].container_id)
@@ -840,10 +845,20 @@ class Agent:
         except NotFound:
             self._settle_end(sandbox_id, EndReason.EXITED, "its container vanished")
             return
+        if sandbox_id in plan.halted:
+            paused_at = max(self._clock(), stored.started_at + 1e-3)
+            stored = dataclasses.replace(
+                stored,
+                state=NodeSandboxState.PAUSED,
+                keeps_memory=False,
+                paused_at=paused_at,
+                end_at=paused_at,
+            )
         sandbox = OwnedSandbox(
             spec=stored.spec,
             container_id=stored.container_id,
             link=container.link,
+            is_halting=stored.is_halting,
             state=stored.state,
             started_at=stored.started_at,
             end_at=stored.end_at,
@@ -854,9 +869,25 @@ class Agent:
             created=stored.created,
         )
         self._enter(sandbox)
-        if sandbox_id in plan.demote:
+        if sandbox_id in plan.demote or sandbox_id in plan.halted:
             self._record(sandbox, durable=True)
+        if sandbox_id in plan.halted:
+            self._events.append(
+                EventKind.PAUSED,
+                sandbox_id,
+                at=sandbox.end_at,
+                data={"memory": False, "reason": "request"},
+            )
+        elif sandbox.is_halting and sandbox.state is NodeSandboxState.RUNNING:
+            # The engine may be stopping it at this moment; so finish what was begun.
+            self._spawn(self._finish_pause(sandbox), f"finish the pause of {sandbox_id}")
         self._meter.begin(sandbox_id)
+
+    async def _finish_pause(self, sandbox: OwnedSandbox) -> None:
+        try:
+            await self._pause(sandbox, memory=False, reason="request")
+        except NotFound:
+            return  # it was killed meanwhile
 
     async def _readopt_warm(self, stored: StoredWarm) -> None:
         container = None
@@ -920,7 +951,20 @@ class Agent:
         elif _died_of_memory(sandbox, oom_killed):
             self._end(sandbox, EndReason.OOM, "the sandbox ran out of memory")
         else:
-            self._end(sandbox, EndReason.EXITED, "the container stopped")
+            sandbox.unroute()
+            self._spawn(self._end_dead(sandbox), f"end {sandbox.sandbox_id}")
+
+    async def _end_dead(self, sandbox: OwnedSandbox) -> None:
+        """The engine may tell that memory ran out only after it told of the death."""
+        give_up_at = time.monotonic() + OOM_NEWS_SECONDS
+        oom_killed = False
+        while sandbox.oom_at is None and not oom_killed and time.monotonic() < give_up_at:
+            await asyncio.sleep(0.05)
+            oom_killed = await self._was_oom(sandbox.container_id)
+        if _died_of_memory(sandbox, oom_killed):
+            self._end_unless_ended(sandbox, EndReason.OOM, "the sandbox ran out of memory")
+        else:
+            self._end_unless_ended(sandbox, EndReason.EXITED, "the container stopped")
 
     def _end_unless_ended(self, sandbox: OwnedSandbox, reason: EndReason, detail: str) -> None:
         if not sandbox.has_ended:
@@ -1074,6 +1118,7 @@ def _wanted(stored: StoredSandbox) -> WantedSandbox:
         container_id=stored.container_id,
         state=stored.state,
         keeps_memory=stored.keeps_memory,
+        is_halting=stored.is_halting,
     )
 
 

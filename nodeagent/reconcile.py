@@ -17,17 +17,20 @@ class WantedSandbox:
     container_id: str
     state: NodeSandboxState
     keeps_memory: bool
+    is_halting: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """keep: sandboxes that go on as they were. demote: paused ones whose processes are gone, to be
+    """keep: sandboxes that go on as they were. halted: running ones whose pause without memory got
+    as far as their end; their files are all that is wanted of them. demote: paused ones whose processes are gone, to be
     resumed from their files. lost: sandboxes whose container died or vanished. thaw: running ones
     found frozen, left by a pause or a snapshot that an agent's death cut short. keep_warm, remove:
     containers.
     """
 
     keep: list[str] = field(default_factory=list)
+    halted: list[str] = field(default_factory=list)
     demote: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     thaw: list[str] = field(default_factory=list)
@@ -54,7 +57,7 @@ def plan_containers(
             lost_memory = sandbox.keeps_memory and not container.is_frozen
             (plan.demote if lost_memory else plan.keep).append(sandbox.sandbox_id)
         elif not container.is_running:
-            plan.lost.append(sandbox.sandbox_id)
+            (plan.halted if sandbox.is_halting else plan.lost).append(sandbox.sandbox_id)
         else:
             (plan.thaw if container.is_frozen else plan.keep).append(sandbox.sandbox_id)
     lost = {sandbox.container_id for sandbox in sandboxes if sandbox.sandbox_id in set(plan.lost)}

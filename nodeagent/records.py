@@ -59,6 +59,7 @@ class OwnedSandbox(LiveSandbox):
             end_at=self.end_at,
             paused_at=self.paused_at,
             keeps_memory=self.keeps_memory,
+            is_halting=self.is_halting,
             created=self.created,
         )
 
@@ -74,6 +75,7 @@ class StoredSandbox:
     created: SandboxStarted
     paused_at: float | None = None
     keeps_memory: bool = True
+    is_halting: bool = False  # of a running one: it is being paused without its memory
 
 
 @dataclass(frozen=True, kw_only=True)

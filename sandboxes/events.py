@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 # A list is made before it arrives, and a request may change a row meanwhile: only rows that have
 # been still for so long are judged by their absence from it.
 LIST_GRACE = timedelta(seconds=15)
+# A move that its node is not at. Shorter: to judge one too early does no harm, see _is_forgotten.
+MOVE_GRACE = timedelta(seconds=5)
 # A create that its node does not know of: its request, or the agent that was at it, has died.
 START_GRACE = timedelta(seconds=30)
 # A create that the node finished so long ago and nobody settled: its request died with its process.
@@ -355,7 +357,7 @@ def _is_forgotten(sandbox: Sandbox, state: wire.SandboxState, *, now: datetime) 
         and node.agent_started_at is not None
         and sandbox.state_changed_at < node.agent_started_at
     )
-    return has_new_agent or now - sandbox.state_changed_at > LIST_GRACE
+    return has_new_agent or now - sandbox.state_changed_at > MOVE_GRACE
 
 
 def _wanted_deadline(sandbox: Sandbox, state: wire.SandboxState) -> float | None:

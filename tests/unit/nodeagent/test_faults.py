@@ -1,6 +1,8 @@
 """Full disks and clocks that are set: the agent goes on, and tells all of it in order."""
 
+import asyncio
 import errno
+import json
 
 import pytest
 
@@ -145,3 +147,37 @@ async def test_a_sandbox_that_holds_too_much_is_paused_and_says_so(stage):
     stage.runtime.disk_bytes = 5 * 2**20
     await stage.agent._meter.walk()
     assert sandbox.state is RUNNING
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+async def test_an_agent_killed_while_it_halts_a_sandbox_pauses_it_when_it_is_back(
+    stage, is_stopped
+):
+    """A stopped container must not be taken for a dead one: its files are what is kept."""
+    await stage.agent.create(create_spec())
+    halt = stage.runtime.halt
+
+    async def halt_and_hang(container):
+        if is_stopped:
+            await halt(container)
+        await asyncio.Event().wait()
+
+    stage.runtime.halt = halt_and_hang
+    pause = asyncio.create_task(stage.agent.pause("i1", memory=False))
+    record = stage.state_dir / "node/n1/sandboxes/i1.json"
+    await stage.until(lambda: json.loads(record.read_text())["is_halting"])
+    await stage.until(lambda: not is_stopped or stage.runtime.stopped)
+    # Cut off without a chance to clean up.
+    stage.agent._record = lambda *args, **options: None
+    stage.agent.find("i1").move.cancel()
+    await asyncio.wait([pause])
+    await stage.kill()
+    stage.runtime.halt = halt
+
+    await stage.start()
+    await stage.until(lambda: stage.agent.state("i1").state is PAUSED)
+    assert not stage.agent.state("i1").memory
+    event = await heard(stage, EventKind.PAUSED)
+    assert event.data["memory"] is False
+    resumed = await stage.agent.resume("i1", timeout_seconds=60, memory=True)
+    assert not resumed.warm

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from nodeagent.reconcile import WantedSandbox, plan_containers, plan_reply
 from nodeagent.runtime.base import FoundContainer
 from nodeagent.wire import HeartbeatReply, NodeSandboxState
@@ -42,6 +44,15 @@ def test_a_running_sandbox_whose_container_stopped_is_lost_and_its_container_rem
     result = plan([wanted("a")], [found("c-a", running=False)])
     assert result.lost == ["a"]
     assert [container.container_id for container in result.remove] == ["c-a"]
+
+
+def test_a_stopped_container_that_was_being_halted_is_a_pause():
+    sandbox = replace(wanted("a"), is_halting=True)
+    result = plan([sandbox], [found("c-a", running=False)])
+    assert result.halted == ["a"]
+    assert not result.lost
+    assert not result.remove
+    assert plan([sandbox], [found("c-a")]).keep == ["a"]
 
 
 def test_a_running_sandbox_found_frozen_is_thawed():
