@@ -127,9 +127,10 @@ def roll_account(*, team_id: int, now: datetime) -> int:
     with transaction.atomic():
         account = lock_account(team_id)
         table = rate_table(account)
-        for dirty in DirtyHour.objects.filter(account=account).order_by("hour_ms"):
-            recompute(account, dirty.hour_ms, dirty.hour_ms + HOUR_MS, table=table, now=now)
-            dirty.delete()
+        dirty = DirtyHour.objects.filter(account=account).order_by("hour_ms")
+        for first, after in _ranges(dirty.values_list("hour_ms", flat=True)):
+            recompute(account, first, after, table=table, now=now)
+        dirty.delete()
         start, end = account.rolled_until_ms, _provable_until(account, now)
         if end <= start:
             return 0
@@ -169,6 +170,17 @@ def recompute(
         ),
         batch_size=500,
     )
+
+
+def _ranges(hours: Iterable[int]) -> list[tuple[int, int]]:
+    """Hours in order, as stretches without gaps."""
+    found: list[tuple[int, int]] = []
+    for hour_ms in hours:
+        if found and found[-1][1] == hour_ms:
+            found[-1] = (found[-1][0], hour_ms + HOUR_MS)
+        else:
+            found.append((hour_ms, hour_ms + HOUR_MS))
+    return found
 
 
 def _rewrite(hour: UsageHour, quantity: int) -> None:

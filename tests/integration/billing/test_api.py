@@ -25,7 +25,7 @@ from tests import factories
 from .conftest import run, start
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-NOW = timezone.now().replace(minute=30, second=0, microsecond=0)
+NOW = (timezone.now() - HOUR).replace(minute=30, second=0, microsecond=0)
 AGO = NOW - 40 * DAY
 
 
