@@ -75,7 +75,7 @@ def ensure_templates(deployment: Deployment, names: list[str] | None = None) -> 
 
 
 def ensure_image(template: PlatformTemplate) -> bool:
-    """Build the image unless it is up to date with its recipe and its base. True if it was built."""
+    """Build the image unless its recipe and its base are what they were. True if it was built."""
     base = ask(["docker", "image", "inspect", "--format", "{{.Id}}", images.BASE_IMAGE])
     wanted = f"{recipe_digest(template)} {base}"
     if images.image_label(template.image, "sandlot.recipe") == wanted:
@@ -96,3 +96,13 @@ def recipe_digest(template: PlatformTemplate) -> str:
         if path.is_file() and "__pycache__" not in path.parts and "node_modules" not in path.parts:
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def ensure_recipe(name: str) -> str:
+    """The image of a template, made by the present recipe on whatever base; for tests."""
+    template = next(template for template in TEMPLATES if template.name == name)
+    label = images.image_label(template.image, "sandlot.recipe") or ""
+    if label.partition(" ")[0] != recipe_digest(template):
+        images.ensure_base_image()
+        ensure_image(template)
+    return template.image
