@@ -42,7 +42,8 @@ def usage(request: TeamRequest) -> HttpResponseBase:
     now = timezone.now()
     account = account_of(team_id=request.team.pk, now=now)
     chosen = _choice(request, "range", RANGES)
-    by = _choice(request, "by", GROUPINGS, default="template")
+    label = request.GET.get("label", "").strip()[:64]
+    by = f"label:{label}" if label else _choice(request, "by", GROUPINGS, default="template")
     start = _start_of(chosen, account, now)
     step = "hour" if now - start <= timedelta(days=DAYS_BY_HOUR) else "day"
     buckets = reports.usage_over_time(account, start=start, end=now, now=now, step=step)
@@ -63,6 +64,7 @@ def usage(request: TeamRequest) -> HttpResponseBase:
         "range": chosen,
         "groupings": GROUPINGS,
         "by": by,
+        "label": label,
         "step": step,
         "start": start,
         "total": total,

@@ -47,7 +47,9 @@ def test_usage_shows_totals_live_cost_and_groups(client, page, alice):
     for query in ("", "?range=7d&by=sandbox", "?range=30d&by=api_key", "?range=nonsense&by=x"):
         html = text(client, f"{page}/usage{query}")
         assert "ilive" in html
-    assert "$0.33" in text(client, f"{page}/usage?range=7d")
+    run(alice.team, "ijob", now=NOW - timedelta(hours=30), hours=1, labels={"job": "nightly"})
+    assert "nightly" in text(client, f"{page}/usage?range=7d&label=job")
+    assert "$0.44" in text(client, f"{page}/usage?range=7d")
     csv = client.get(f"{page}/usage/intervals.csv?range=7d").getvalue().decode()
     assert csv.count("iold") == 1
     assert client.get(f"{page}/usage/secrets.csv").status_code == 404
