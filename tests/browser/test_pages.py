@@ -32,6 +32,8 @@ OF_A_TEAM = {
     "activity": "/activity",
     "keys": "/keys",
     "members": "/members",
+    "usage": "/usage",
+    "billing": "/billing",
     "audit": "/audit",
 }
 OF_A_SANDBOX = {
