@@ -13,6 +13,8 @@ from ops.shell import REPOSITORY, VENV, ask, run, step
 
 CACHE = REPOSITORY / ".state"
 PINNED_PYTHON = "2.45.1"
+CODE_INTERPRETER = "2.11.5"
+PINNED_CLI = "2.19.0"
 TEST_PACKAGES = ("pytest==9.2.0", "pytest-timeout==2.4.0", "pytest-asyncio==1.5.0")
 # What is tested when the registry cannot be asked for the newest.
 KNOWN_NEWEST_PYTHON = "2.63.0"
@@ -23,6 +25,7 @@ def ensure_all() -> None:
     for version in sorted({PINNED_PYTHON, newest_python()}):
         ensure_python(version)
     ensure_js(newest_js())
+    ensure_cli()
 
 
 def ensure_python(version: str) -> Path:
@@ -30,10 +33,27 @@ def ensure_python(version: str) -> Path:
     return _ensure_venv(f"sdk-py-{version}", [f"e2b=={version}", *TEST_PACKAGES])
 
 
+def ensure_code_interpreter() -> Path:
+    """An environment with the official code interpreter's Python SDK, and pytest."""
+    wanted = f"e2b-code-interpreter=={CODE_INTERPRETER}"
+    return _ensure_venv(f"sdk-ci-{CODE_INTERPRETER}", [wanted, *TEST_PACKAGES])
+
+
 def ensure_js(version: str) -> Path:
-    folder = CACHE / f"sdk-js-{version}"
-    if not (folder / "node_modules/e2b/package.json").exists():
-        with step(f"Installing the official JavaScript SDK {version}"):
+    """A folder in which `e2b` of that version can be imported."""
+    return _ensure_npm(f"sdk-js-{version}", "e2b", version)
+
+
+def ensure_cli() -> Path:
+    """The official command line program."""
+    folder = _ensure_npm(f"sdk-cli-{PINNED_CLI}", "@e2b/cli", PINNED_CLI)
+    return folder / "node_modules/.bin/e2b"
+
+
+def _ensure_npm(name: str, package: str, version: str) -> Path:
+    folder = CACHE / name
+    if not (folder / "node_modules" / package / "package.json").exists():
+        with step(f"Installing {package} {version}"):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             (folder / "package.json").write_text('{"private": true, "type": "module"}\n')
@@ -44,7 +64,7 @@ def ensure_js(version: str) -> Path:
                 "--no-fund",
                 "--no-audit",
             ]
-            run([*npm, f"e2b@{version}"], cwd=folder, env=_node_env())
+            run([*npm, f"{package}@{version}"], cwd=folder, env=_node_env())
     return folder
 
 
