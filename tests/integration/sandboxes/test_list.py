@@ -11,8 +11,6 @@ from sandboxes.lifecycle import State
 from tests.api import check_error
 from tests.factories import make_sandbox, make_template
 
-NOW = timezone.now()
-
 
 def ids(response):
     assert response.status_code == 200, response.content
@@ -29,9 +27,10 @@ def four(alice):
     """Of one team, oldest first: running, paused, running, paused."""
     template = make_template("base")
     states = [State.RUNNING, State.PAUSED, State.RUNNING, State.PAUSED]
+    now = timezone.now()
     return [
         make_sandbox(
-            alice.team, template=template, state=state, now=NOW - timedelta(seconds=60 - index)
+            alice.team, template=template, state=state, now=now - timedelta(seconds=60 - index)
         )
         for index, state in enumerate(states)
     ]
@@ -46,9 +45,9 @@ def test_both_states_in_one_order_newest_first(api, four):
 
 
 def test_ascending_is_the_exact_reverse(api, alice):
-    template = make_template()
+    template, now = make_template(), timezone.now()
     for _ in range(3):  # started at the same instant: the id decides
-        make_sandbox(alice.team, template=template, now=NOW)
+        make_sandbox(alice.team, template=template, now=now)
     descending = ids(api.get("/v2/sandboxes"))
     assert ids(api.get("/v2/sandboxes?order=asc")) == descending[::-1]
     assert descending == sorted(descending)
@@ -57,13 +56,13 @@ def test_ascending_is_the_exact_reverse(api, alice):
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("state", ["", "&state=running", "&state=paused"])
 def test_pages_hold_everything_once(api, alice, order, state):
-    template = make_template()
+    template, now = make_template(), timezone.now()
     for index in range(7):
         make_sandbox(
             alice.team,
             template=template,
             state=State.PAUSED if index % 2 else State.RUNNING,
-            now=NOW - timedelta(seconds=index // 3),
+            now=now - timedelta(seconds=index // 3),
         )
     whole = ids(api.get(f"/v2/sandboxes?order={order}{state}"))
     seen, token, pages = [], "", 0
@@ -120,7 +119,7 @@ def test_all_pairs_must_match(api, alice):
 
 
 def test_started_after_includes_that_very_instant(api, alice):
-    sandbox = make_sandbox(alice.team, now=NOW)
+    sandbox = make_sandbox(alice.team, now=timezone.now())
     at = to_wire_time(sandbox.started_at)
     assert len(ids(api.get(f"/v2/sandboxes?startedAfter={at}"))) == 1
     millis = at[:23] + "Z"
