@@ -23,10 +23,10 @@ class WantedSandbox:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """keep: sandboxes that go on as they were. halted: running ones whose pause without memory got
-    as far as their end; their files are all that is wanted of them. demote: paused ones whose processes are gone, to be
-    resumed from their files. lost: sandboxes whose container died or vanished. thaw: running ones
-    found frozen, left by a pause or a snapshot that an agent's death cut short. keep_warm, remove:
-    containers.
+    as far as their end; their files are all that is wanted of them. demote: paused ones whose
+    processes are gone, to be resumed from their files. lost: sandboxes whose container died or
+    vanished. thaw: running ones found frozen, left by a pause or a snapshot that an agent's death
+    cut short. keep_warm, remove: containers.
     """
 
     keep: list[str] = field(default_factory=list)

@@ -38,6 +38,7 @@ from nodeagent.runtime.base import (
     RuntimeInfo,
 )
 from nodeagent.runtime.bootid import mount_boot_id, write_boot_id
+from nodeagent.runtime.kernel_log import ended_for_memory
 
 logger = logging.getLogger(__name__)
 
@@ -481,7 +482,8 @@ class DockerRuntime:
             state = self._api.inspect_container(container_id)["State"]
         except docker.errors.NotFound as error:
             raise NotFound("no such container") from error
-        return bool(state["Running"]), bool(state["OOMKilled"])
+        is_running = bool(state["Running"])
+        return is_running, state["OOMKilled"] or (not is_running and ended_for_memory(container_id))
 
     def _open_events(self, since: float) -> Any:
         return self._api.events(
