@@ -57,21 +57,22 @@ def ensure_templates(deployment: Deployment, names: list[str] | None = None) -> 
         if names and template.name not in names:
             continue
         ensure_image(template)
-        stack.manage(
-            deployment,
-            "ensure_template",
-            "--name",
-            template.name,
-            "--image",
-            template.image,
-            "--memory",
-            str(template.memory_mb),
-            "--start-cmd",
-            template.start_cmd,
-            "--ready-cmd",
-            template.ready_cmd,
-            "--public",
-        )
+        register(deployment, template.name)
+
+
+def register(deployment: Deployment, name: str, *, pool_size: int | None = None) -> None:
+    """Make a ready build of a template's image, unless there is one. Raises: OpsError."""
+    template = _named(name)
+    words = ["--name", template.name, "--image", template.image]
+    words += ["--memory", str(template.memory_mb)]
+    words += ["--start-cmd", template.start_cmd, "--ready-cmd", template.ready_cmd, "--public"]
+    if pool_size is not None:
+        words += ["--pool-size", str(pool_size)]
+    stack.manage(deployment, "ensure_template", *words)
+
+
+def _named(name: str) -> PlatformTemplate:
+    return next(template for template in TEMPLATES if template.name == name)
 
 
 def ensure_image(template: PlatformTemplate) -> bool:
@@ -100,7 +101,7 @@ def recipe_digest(template: PlatformTemplate) -> str:
 
 def ensure_recipe(name: str) -> str:
     """The image of a template, made by the present recipe on whatever base; for tests."""
-    template = next(template for template in TEMPLATES if template.name == name)
+    template = _named(name)
     label = images.image_label(template.image, "sandlot.recipe") or ""
     if label.partition(" ")[0] != recipe_digest(template):
         images.ensure_base_image()

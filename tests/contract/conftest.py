@@ -1,3 +1,3 @@
 """Contract tests run the official SDKs in environments of their own, against the whole stack."""
 
-collect_ignore = ["e2b_python"]
+collect_ignore = ["e2b_code_interpreter", "e2b_python"]

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-IMAGE = "sandlot/code-interpreter:latest"
+from ops import templates
+
 START_SECONDS = 60
 
 
@@ -94,11 +95,12 @@ class Execution:
 @pytest.fixture(scope="session")
 def interpreter() -> Iterator[Interpreter]:
     """One for the whole session; tests that need a fresh state make a context of their own."""
+    image = templates.ensure_recipe("code-interpreter-v1")
     name = f"sandlot-test-interpreter-{uuid.uuid4().hex[:8]}"
     envs = '{"SANDBOX_WIDE": "from create", "QUOTED": "a\\"b\\u0027c\\n$(x) `y`"}'
     docker(
         "run", "-d", "--init", "--name", name, "--memory", "2g", "--pids-limit", "500",
-        IMAGE, "bash", "-c",
+        image, "bash", "-c",
         f"mkdir -p /run/e2b && printf '%s' '{envs}' > /run/e2b/envs.json && exec code-interpreter",
     )  # fmt: skip
     try:

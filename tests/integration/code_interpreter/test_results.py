@@ -6,7 +6,8 @@ import base64
 
 import pytest
 
-pytestmark = pytest.mark.docker
+# The first test may have to wait for the image to be built.
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
 
 PNG = b"\x89PNG"
 

@@ -10,7 +10,8 @@ import time
 import httpx
 import pytest
 
-pytestmark = pytest.mark.docker
+# The first test may have to wait for the image to be built.
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
 
 
 def test_a_run_counts_outputs_and_ends(interpreter):
