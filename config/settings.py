@@ -458,6 +458,7 @@ LOGGING = {
         "django.security.DisallowedHost": {"level": "CRITICAL"},
         "daphne": {"level": "WARNING"},
         "urllib3": {"level": "WARNING"},
+        "httpx": {"level": "WARNING"},
         "stripe": {"level": "WARNING"},
         "weasyprint": {"level": "ERROR"},
         "celery.beat": {"level": "WARNING"},

@@ -20,7 +20,7 @@ from config.errors import AppError
 from frontend.doors import door_of
 from frontend.envd import Door, EnvdError
 from frontend.pages import Can, membership_of
-from frontend.terminal import Terminal, Viewer, clamp_size, terminals
+from frontend.terminal import MAX_INPUT_BYTES, Terminal, Viewer, clamp_size, terminals
 from sandboxes.access import access_sandbox
 from sandboxes.live import team_group
 
@@ -37,6 +37,7 @@ ENDED = 4410
 UNAVAILABLE = 4503
 
 UNACKED_BYTES = 256 * 1024
+MAX_TYPED_BYTES = 4 * 1024 * 1024
 NOTE_EVERY = timedelta(minutes=10)
 
 
@@ -100,6 +101,8 @@ class LiveConsumer(TeamConsumer):
         self.wake = asyncio.Event()
         self.group = team_group(self.membership.team)
         await self.channel_layer.group_add(self.group, self.channel_name)
+        # What changed between the page's making and this moment was told to nobody: ask again.
+        await self.send(json.dumps({"type": "joined"}))
         self.spawn(self._pump(), "pump")
 
     async def disconnect(self, code: int) -> None:
@@ -140,6 +143,8 @@ class TerminalConsumer(TeamConsumer):
         self.viewer: Viewer | None = None
         self.unacked = 0
         self.acked = asyncio.Event()
+        self.typed = bytearray()
+        self.typing = asyncio.Event()
         query = parse_qs(self.scope["query_string"].decode("ascii", "ignore"))
         cols, rows = clamp_size(_number(query, "cols", 80), _number(query, "rows", 24))
         try:
@@ -159,6 +164,7 @@ class TerminalConsumer(TeamConsumer):
             await self.send(bytes_data=missed)
         await self._quietly(terminal.resize(cols, rows))
         self.spawn(self._pump(terminal, self.viewer), "pump")
+        self.spawn(self._send_typed(terminal), "send_typed")
 
     def _door(self) -> Door:
         sandbox = access_sandbox(
@@ -193,7 +199,11 @@ class TerminalConsumer(TeamConsumer):
         if terminal is None:
             return
         if bytes_data:
-            await self._quietly(terminal.send(bytes_data))
+            if len(self.typed) + len(bytes_data) > MAX_TYPED_BYTES:
+                await self._end("More was typed than the sandbox takes.", UNAVAILABLE)
+                return
+            self.typed += bytes_data
+            self.typing.set()
             return
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             message = json.loads(text_data or "")
@@ -218,6 +228,16 @@ class TerminalConsumer(TeamConsumer):
                 return
             self.unacked += len(data)
             await self.send(bytes_data=data)
+
+    async def _send_typed(self, terminal: Terminal) -> None:
+        """One call at a time, in order: what is typed meanwhile goes with the next one."""
+        while True:
+            await self.typing.wait()
+            self.typing.clear()
+            while self.typed:
+                piece = bytes(self.typed[:MAX_INPUT_BYTES])
+                del self.typed[: len(piece)]
+                await self._quietly(terminal.send(piece))
 
     async def _end(self, reason: str, code: int) -> None:
         await self.send(json.dumps({"type": "ended", "reason": reason}))

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 TAG = "dashboard-terminal"
 REPLAY_BYTES = 256 * 1024
 VIEWER_QUEUE_BYTES = 512 * 1024
-# What one viewer is sent at most per second: faster output is skipped to the newest screenfuls.
 DETACHED_SECONDS = 60.0
 MAX_INPUT_BYTES = 64 * 1024
 MAX_COLS, MAX_ROWS = 500, 200
@@ -134,7 +133,8 @@ class Terminal:
             self._linger = loop.call_later(DETACHED_SECONDS, self.close)
 
     async def send(self, data: bytes) -> None:
-        await self._processes.send_pty(self.pid, data[:MAX_INPUT_BYTES])
+        """At most MAX_INPUT_BYTES a call. Raises: EnvdError."""
+        await self._processes.send_pty(self.pid, data)
 
     async def resize(self, cols: int, rows: int) -> None:
         cols, rows = clamp_size(cols, rows)

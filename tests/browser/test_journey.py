@@ -143,8 +143,13 @@ def test_a_key_is_created_copied_and_revoked(page: Page, account: Account) -> No
 
 
 def test_a_storm_of_hints_does_not_become_a_storm_of_requests(page: Page, account: Account) -> None:
-    page.route_web_socket("**/live", lambda socket: sockets.append(socket))
     sockets: list[WebSocketRoute] = []
+
+    def join(socket: WebSocketRoute) -> None:
+        sockets.append(socket)
+        socket.send(json.dumps({"type": "joined"}))
+
+    page.route_web_socket("**/live", join)
     asked: list[str] = []
     page.on(
         "request",

@@ -122,7 +122,7 @@ def test_a_server_in_the_sandbox_shows_up_as_a_port_that_opens(
     open_terminal(page, account, shared_sandbox)
     type_line(page, "cd /tmp && echo served > index.html && (python3 -m http.server 8765 &)")
     type_line(page, "until curl -s localhost:8765; do sleep 0.1; done; echo listens-$((4+4))")
-    expect(page.locator("#terminal .xterm-rows")).to_contain_text("listens-8")
+    expect(page.locator("#terminal .xterm-rows")).to_contain_text("listens-8", timeout=20_000)
     page.goto(f"{account.team_url}/sandboxes/{shared_sandbox}")
     link = page.get_by_role("link", name="8765-")
     expect(link).to_be_visible(timeout=20_000)

@@ -32,16 +32,14 @@ class Live {
     clearTimeout(this.timer);
     const socket = new WebSocket(this.url);
     this.socket = socket;
-    socket.addEventListener("open", () => {
-      this.heard = Date.now();
-      this.show("live");
-      if (this.attempt || this.opened) this.want("*"); // what we missed while away
-      this.attempt = 0;
-      this.opened = true;
-    });
     socket.addEventListener("message", (event) => {
       this.heard = Date.now();
       const message = JSON.parse(event.data);
+      if (message.type === "joined") {
+        this.attempt = 0;
+        this.show("live");
+        this.want("*"); // what we missed before, or while away
+      }
       if (message.type === "changed") for (const topic of message.topics) this.want(topic);
     });
     socket.addEventListener("close", (event) => {
@@ -54,7 +52,7 @@ class Live {
       }
       this.show("stale");
       const wait = RETRY_MS[Math.min(this.attempt, RETRY_MS.length - 1)];
-      this.attempt += 1;
+      this.attempt += 1; // until the server says that we joined
       this.timer = setTimeout(() => this.connect(), wait * (0.75 + Math.random() / 2));
     });
   }
