@@ -12,9 +12,9 @@ from billing.invariants import check_books
 from billing.outbox import drain_outbox
 from billing.reconcile import mirror_usage, reconcile_stripe
 from billing.services.credits import expire_credits
+from billing.services.dunning import run_dunning
 from billing.services.invoices import close_due_periods
 from billing.services.notices import mail_notices
-from billing.services.payments import run_dunning
 from billing.services.rollup import roll_due
 
 

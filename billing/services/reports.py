@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.db.models import Q, Sum
+from django.db.models import Q
 
 from billing.metering import MeterState
 from billing.models import BillingAccount, InvoiceLine, UsageInterval
@@ -345,10 +344,3 @@ def forecast(account: BillingAccount, *, now: datetime) -> Forecast:
     left = max(Decimal((spend.period_end - now).total_seconds()) / 86_400, Decimal(0))
     expected = (spend.total + per_day * left).quantize(Decimal("0.01"))
     return Forecast(spend=spend, per_day=per_day, expected=expected)
-
-
-def plan_card(account: BillingAccount) -> dict[str, Any]:
-    """What the plan pages show: the plan, add-ons and their coming fee."""
-    addons = account.addons.filter(to_at__isnull=True)
-    fee = addons.aggregate(total=Sum("fee_minor"))["total"] or 0
-    return {"addons": list(addons.order_by("pk")), "addon_fee_minor": fee}

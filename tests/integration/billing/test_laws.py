@@ -31,11 +31,11 @@ from billing.models.documents import GrantKind
 from billing.periods import to_ms
 from billing.pricing import Resource
 from billing.services.credits import expire_credits, grant_credit, void_grant
+from billing.services.dunning import run_dunning
 from billing.services.invoices import close_due_periods, unbilled_total
 from billing.services.payments import (
     credit_invoice,
     mark_paid,
-    run_dunning,
     void_invoice,
 )
 from billing.services.plans import change_plan, change_price

@@ -15,9 +15,10 @@ from billing.models.documents import GrantKind
 from billing.money import to_minor
 from billing.services.accounts import limits_for
 from billing.services.credits import grant_credit
+from billing.services.dunning import run_dunning
 from billing.services.invoices import close_period
 from billing.services.notices import mail_notices
-from billing.services.payments import mark_paid, run_dunning
+from billing.services.payments import mark_paid
 from billing.services.spend import (
     CHECK_INTERVAL,
     STOP_TIME,
