@@ -142,6 +142,8 @@ def stop(deployment: Deployment) -> bool:
             os.kill(pid, signal.SIGKILL)
             raise OpsError("supervisord did not stop in 60 s and was killed; see `ps`")
         time.sleep(0.05)
+    for process in _started:
+        process.poll()  # one of ours that has ended is still to be collected
     return True
 
 

@@ -23,7 +23,6 @@ SERVERS = ["--database-only", "--reuse-db"]
 
 def run_tests(deployment: Deployment, words: list[str]) -> int:
     """All tests, or only those that pytest's `words` choose (on the embedded database)."""
-    os.environ.setdefault("SANDLOT_TESTING", "1")
     deployment = _inside_this_network(deployment)
     _install(deployment)
     if words:
