@@ -12,6 +12,7 @@ urlpatterns = [
     path("v1/billing/usage/export", views.UsageExport.as_view()),
     path("v1/billing/intervals", views.Intervals.as_view()),
     path("v1/billing/live", views.Live.as_view()),
+    path("v1/billing/sandboxes/<str:sandbox_id>", views.SandboxCost.as_view()),
     path("v1/billing/invoices", views.Invoices.as_view()),
     path("v1/billing/invoices/<str:invoice_id>", views.InvoiceDetail.as_view()),
     path("v1/billing/invoices/<str:invoice_id>/pay", views.PayInvoice.as_view()),

@@ -145,6 +145,17 @@ class Live(BillingView):
         return answer([shapes.live_json(row) for row in rows])
 
 
+class SandboxCost(BillingView):
+    """GET /v1/billing/sandboxes/{sandboxID}"""
+
+    @extend_schema(responses={200: dict[str, Any]}, operation_id="getSandboxCost")
+    def get(self, request: TeamRequest, sandbox_id: str) -> HttpResponse:
+        rows, total = reports.intervals_of(self.account(request), sandbox_id, now=timezone.now())
+        return answer(
+            {"cost": f"{total:f}", "intervals": [exports.interval_row(row) for row in rows]}
+        )
+
+
 class Invoices(BillingView):
     """GET /v1/billing/invoices"""
 

@@ -22,7 +22,7 @@ from billing.periods import HOUR_MS, from_ms, hour_of, to_ms
 from billing.pricing import RateTable, Resource, amount, burn_per_second, cost
 from billing.services.rollup import Billable, Key, intervals_in, rate, rate_table
 from billing.services.spend import LIVE_SLACK_MS, Spend, spend_of
-from config.errors import InvalidArgument
+from config.errors import InvalidArgument, NotFound
 
 MAX_RANGE = timedelta(days=400)
 BY = ("sandbox", "template", "api_key")  # and "label:<name>"
@@ -270,13 +270,19 @@ def intervals_behind(line: InvoiceLine, *, now: datetime) -> Iterator[RatedInter
             yield row
 
 
-def sandbox_cost(account: BillingAccount, sandbox_id: str, *, now: datetime) -> Decimal:
-    """All that one sandbox ever cost."""
+def intervals_of(
+    account: BillingAccount, sandbox_id: str, *, now: datetime
+) -> tuple[list[RatedInterval], Decimal]:
+    """All of one sandbox's intervals and what they cost together. Raises: NotFound for no trace
+    of it.
+    """
+    rows = list(rated_intervals(account, start=from_ms(0), end=now, sandbox_id=sandbox_id, now=now))
+    if not rows:
+        raise NotFound("sandbox not found")
     total = Decimal(0)
-    rows = rated_intervals(account, start=from_ms(0), end=now, sandbox_id=sandbox_id, now=now)
     for row in rows:
         total = EXACT.add(total, row.cost)
-    return total
+    return rows, total
 
 
 def live_costs(

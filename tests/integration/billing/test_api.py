@@ -144,6 +144,13 @@ def test_live_costs_show_now_and_at_the_deadline(alice):
     assert row.per_second * 3_600 == Decimal("0.1089")
 
 
+def test_one_sandbox_shows_all_its_intervals_and_their_cost(client, alice):
+    run(alice.team, "ione", now=NOW - 3 * DAY, hours=2)
+    body = get(client, alice, "/sandboxes/ione").json()
+    assert Decimal(body["cost"]) == Decimal("0.2178")
+    assert [row["end_reason"] for row in body["intervals"]] == ["killed"]
+
+
 def test_every_usage_line_opens_the_intervals_behind_it(client, alice, invoice):
     body = get(client, alice, f"/invoices/{invoice.public_id}").json()
     assert sum(line["amountMinor"] for line in body["lines"]) == body["subtotalMinor"]
@@ -185,6 +192,7 @@ def test_charlie_sees_nothing_of_alice(client, charlie, invoice, alice):
         f"/invoices/{invoice.public_id}",
         f"/invoices/{invoice.number}",
         f"/invoices/{invoice.public_id}/lines/1/intervals",
+        "/sandboxes/iold",
     ):
         get(client, charlie, path, 404)
     assert get(client, charlie, "/invoices").json() == []
