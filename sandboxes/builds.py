@@ -17,7 +17,7 @@ from templates_app.models import BuildStatus, TemplateBuild
 logger = logging.getLogger(__name__)
 
 # A node speaks of each of its builds every few seconds.
-SILENT_AFTER = timedelta(seconds=30)
+SILENT_AFTER = timedelta(seconds=15)
 UNPLACED_AFTER = timedelta(minutes=10)
 BATCH = 100
 
