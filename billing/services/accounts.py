@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import Sum
 
+from accounts.models import Membership, Role
 from billing.models import (
     AccountBlock,
     BillingAccount,
@@ -152,7 +153,8 @@ def account_of(*, team_id: int, now: datetime) -> BillingAccount:
 
 
 def _open_account(team_id: int, now: datetime) -> BillingAccount:
-    from billing.services.credits import grant_credit  # it needs accounts
+    from billing.services.credits import grant_credit  # these need accounts
+    from billing.services.spend import check_spend
 
     plan = default_plan()
     account = BillingAccount.objects.create(
@@ -171,11 +173,20 @@ def _open_account(team_id: int, now: datetime) -> BillingAccount:
             account=account,
             amount_minor=plan.trial_credit_minor,
             kind=GrantKind.TRIAL,
-            source_key=f"trial:{team_id}",
+            source_key=_trial_key(team_id),
             note=f"{plan.name} trial credit",
             now=now,
         )
+    if plan.needs_credit:
+        check_spend(team_id=team_id, now=now)
     return account
+
+
+def _trial_key(team_id: int) -> str:
+    """One trial per person, however many teams they found; a team without an owner has its own."""
+    owners = Membership.objects.filter(team_id=team_id, role=Role.OWNER).order_by("pk")
+    founder = owners.values_list("user_id", flat=True).first()
+    return f"trial:team:{team_id}" if founder is None else f"trial:user:{founder}"
 
 
 def live_subscription(account: BillingAccount) -> Subscription:

@@ -47,6 +47,7 @@ from billing.services.accounts import live_subscription, lock_account, refresh_l
 from billing.services.credits import burn_credits, grant_credit, record_burns
 from billing.services.notices import tell
 from billing.services.rollup import rate_table, recompute, roll_account
+from billing.services.spend import check_spend
 from billing.services.usage import lose_usage
 
 # After a period's end we wait this long for late facts; what comes later is corrected on the next
@@ -119,6 +120,7 @@ def close_period(*, team_id: int, now: datetime) -> bool:
         subscription.period_start, subscription.period_end = period_next
         subscription.save()
         refresh_limits(account=account)
+        check_spend(team_id=team_id, now=now)  # the new period begins with its whole limit
         return True
 
 

@@ -24,6 +24,7 @@ from billing.services.accounts import (
 )
 from billing.services.invoices import DraftLine, issue_invoice, proration_lines, usage_lines
 from billing.services.rollup import roll_account
+from billing.services.spend import check_spend
 from config.errors import Conflict, InvalidArgument, NotFound
 
 ADDON_SIZE, ADDON_FEE_MINOR, ADDON_LIMIT = 500, 100_00, 1_000
@@ -118,6 +119,7 @@ def _switch_now(
     subscription.save()
     begin_term(account, plan, to_ms(now))
     refresh_limits(account=account)
+    check_spend(team_id=account.pk, now=now)
 
 
 def begin_term(account: BillingAccount, plan: Plan, from_ms: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from django.core import mail
 from django.db import transaction
 
-from accounts.models import Team
+from accounts.models import Membership, Role, Team
 from billing.errors import TeamBlocked
 from billing.models import AccountBlock, BillingAccount, Notice, SpendAlert
 from billing.models.accounts import StopAction
@@ -235,6 +235,29 @@ def test_a_payment_method_replaces_credit(hobby_team):
     alive(START + 20 * DAY)
     check_spend(team_id=hobby_team.pk, now=START + 20 * DAY)
     ask(hobby_team)
+
+
+def test_a_person_gets_one_trial_however_many_teams_they_found(hobby_team, settings):
+    settings.BILLING_DEFAULT_PLAN = "hobby"
+    owner = hobby_team.memberships.get().user
+    second = Team.objects.create(name="second", slug="second-team")
+    Membership.objects.create(team=second, user=owner, role=Role.OWNER)
+    with pytest.raises(TeamBlocked, match="credits exhausted"):
+        ask(second)
+    ask(hobby_team)
+
+
+def test_a_new_period_begins_with_the_whole_limit(pro_team):
+    cap(pro_team, 5)
+    start(pro_team)
+    now = START + HOUR
+    alive(now)
+    sweep_spend(now=now)
+    close_usage(sandbox_id="isandbox", reason="out_of_credit", now=now)
+    with pytest.raises(TeamBlocked):
+        ask(pro_team, now=now)
+    close_period(team_id=pro_team.pk, now=START + 32 * DAY)
+    ask(pro_team, now=START + 32 * DAY)
 
 
 # --- By hand, and dunning ---------------------------------------------------------------------
