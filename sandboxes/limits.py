@@ -19,7 +19,12 @@ NO_RETRY = {"Should-Retry": "false"}
 
 
 def limits_for(team: Team, *, now: datetime) -> Limits:
-    return billing_accounts.limits_for(team.pk, now=now)
+    """The plan's limits, asked once for each `team` object, so once a request."""
+    known: Limits | None = getattr(team, "_known_limits", None)
+    if known is None:
+        known = billing_accounts.limits_for(team.pk, now=now)
+        team._known_limits = known  # type: ignore[attr-defined]
+    return known
 
 
 def check_length(limits: Limits, timeout_seconds: int) -> None:
