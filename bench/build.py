@@ -2,7 +2,7 @@
 
     <python with e2b> bench/build.py [--rounds N], with E2B_* set by `make env`
 
-Cold: no layer is cached but the base, which every template shares. Cached: the same recipe again. All
+Cold: no layer is cached but the base, which all templates share. Cached: the same recipe again. All
 need no network. Times are until the template is ready, and until `docker build` returns.
 """
 

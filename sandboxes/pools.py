@@ -21,7 +21,7 @@ CACHE_SECONDS = 2  # heartbeats come at every event; pools change seldom
 
 
 def wanted_pools(node_id: str, *, now: datetime) -> list[wire.PoolSpec]:
-    """The platform's public templates always, and of the others those used lately."""
+    """The platform's public templates always, and of the others those used or built lately."""
     key = f"pools:{node_id}"
     specs: list[wire.PoolSpec] | None = cache.get(key)
     if specs is None:
@@ -37,7 +37,9 @@ def _builds(node_id: str, *, now: datetime) -> list[tuple[TemplateBuild, int]]:
     assignments = (
         TemplateTag.objects.select_related("build__template")
         .filter(
-            Q(template__team=None) | Q(template__last_spawned_at__gte=now - RECENT),
+            Q(template__team=None)
+            | Q(template__last_spawned_at__gte=now - RECENT)
+            | Q(build__finished_at__gte=now - RECENT),
             Q(build__node_id="") | Q(build__node_id=node_id),
             tag=DEFAULT_TAG,
             template__deleted_at=None,
@@ -51,7 +53,12 @@ def _builds(node_id: str, *, now: datetime) -> list[tuple[TemplateBuild, int]]:
     builds = sorted(
         newest.values(), key=lambda build: (build.template.team_id is not None, -build.pk)
     )
-    return [
-        (build, settings.DEFAULT_POOL_SIZE if build.pool_size is None else build.pool_size)
-        for build in builds[:MAX_POOLS]
-    ]
+    return [(build, _size(build)) for build in builds[:MAX_POOLS]]
+
+
+def _size(build: TemplateBuild) -> int:
+    if build.pool_size is not None:
+        return build.pool_size
+    is_untried = build.template.team_id is not None and build.template.last_spawned_at is None
+    # One is ready for the first try; many templates are built and never used.
+    return min(1, settings.DEFAULT_POOL_SIZE) if is_untried else settings.DEFAULT_POOL_SIZE

@@ -8,11 +8,13 @@ import uuid
 from datetime import timedelta
 
 import pytest
+from django.core.cache import cache
 from django.db import connection
 from django.utils import timezone
 
 from nodeagent import wire
 from sandboxes.nodes import node_token
+from sandboxes.pools import wanted_pools
 from templates_app import builds, uploads
 from templates_app.models import BuildStatus, FileArchive, TemplateBuild
 from tests.api import Api, api_of, check_error
@@ -295,6 +297,14 @@ class TestStatus:
             {"A": "1"},
         )
         assert api.get("/templates/aliases/mine").status_code == 200
+
+    def test_a_ready_build_gets_a_warm_container(self, api, build):
+        cache.clear()
+        ready(build)
+        assert [(pool.image, pool.size) for pool in wanted_pools("n", now=timezone.now())] == [
+            (f"sandlot/template:{build.public_id}", 1)
+        ]
+        assert wanted_pools("another-node", now=timezone.now()) == []
 
     def test_logs_have_a_route_of_their_own(self, api, build):
         tell(build, phase=wire.BuildPhase.RUNNING, lines=[line("a"), line("b")])
