@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from typing import Any
 
 from nodeagent.envd.process import log_end
@@ -16,6 +17,11 @@ from nodeagent.sandbox import LiveSandbox, Node
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+START_TAG = "start"  # of a template's start command
+MAX_LINE_BYTES = 2000
+NEW_SECONDS = 15.0  # a sandbox taken over sooner after its start was not logged before
+REPEAT_SECONDS = 2.0
+IDLE_SECONDS = 30.0
 
 # Services that were running before the sandbox was claimed learn its variables here.
 ENVS_PATH = "/run/e2b/envs.json"
@@ -95,4 +101,39 @@ async def _attach(
         return  # it ended meanwhile
     process = Process(channel, found["config"], found.get("tag"), bool(found.get("pty")))
     log_end(node, sandbox, process)
+    if process.tag == START_TAG:
+        state.hold(asyncio.ensure_future(_log_output(node, sandbox, state, process)))
     state.processes.add(process)
+
+
+async def _log_output(
+    node: Node, sandbox: LiveSandbox, state: SandboxEnvd, process: Process
+) -> None:
+    """Lines of the start command go to the sandbox's log, those from before its claim too.
+
+    After an agent restart the guest gives its ring again; those lines were logged already.
+    """
+    is_repeat = time.time() - sandbox.started_at > NEW_SECONDS
+    quiet_until = time.monotonic() + (REPEAT_SECONDS if is_repeat else 0.0)
+    rest = {"stdout": b"", "stderr": b""}
+    subscriber = process.subscribe()
+    try:
+        while True:
+            event = await subscriber.get(IDLE_SECONDS)
+            if event is None:
+                if sandbox.envd is not state:
+                    return  # another data plane has taken over
+                continue
+            if not isinstance(event, tuple):
+                return  # it has ended
+            stream, data = event
+            if time.monotonic() < quiet_until:
+                continue
+            *lines, last = (rest.get(stream, b"") + data).split(b"\n")
+            rest[stream] = last[-MAX_LINE_BYTES:]
+            for line in lines:
+                text = line[:MAX_LINE_BYTES].decode(errors="replace").rstrip()
+                if text:
+                    node.log(sandbox, "info", text, {"source": "start command", "stream": stream})
+    finally:
+        process.unsubscribe(subscriber)

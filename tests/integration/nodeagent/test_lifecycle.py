@@ -146,3 +146,15 @@ def test_a_container_removed_behind_our_back_ends_its_sandbox(agent):
     until(lambda: agent.control_plane.events_of(sandbox_id, EventKind.ENDED), what=agent.log)
     (ended,) = agent.control_plane.events_of(sandbox_id, EventKind.ENDED)
     assert ended.data["reason"] == EndReason.EXITED
+
+
+def test_what_a_start_command_says_is_in_the_log(agent):
+    start_cmd = "echo before; echo trouble >&2; sleep 0.5; echo after; exec sleep 1000"
+    sandbox_id = agent.create(start_cmd=start_cmd, ready_cmd="true")
+
+    def said():
+        events = agent.control_plane.events_of(sandbox_id, EventKind.LOG)
+        return [event.data["message"] for event in events if event.data["fields"].get("stream")]
+
+    until(lambda: sorted(said()) == ["after", "before", "trouble"], what=lambda: str(said()))
+    agent.client.kill(sandbox_id)
