@@ -122,10 +122,17 @@ def run_cycles(chaos: Chaos, count: int) -> None:
             gone.update(chaos.threads.map(lambda index: cycle(chaos, index), ids))
 
     def rest() -> Held:
-        """Quiet: no sandbox, the pool at its size."""
+        """At a quiet moment: no sandbox, and the pool neither grew nor shrank meanwhile."""
+        found: list[Held] = []
+
+        def is_quiet() -> bool:
+            before = chaos.stack.containers()
+            found[:] = [measure(chaos)]
+            return chaos.warm() == len(before) and chaos.stack.containers() == before
+
         chaos.settle()
-        chaos.until(lambda: chaos.warm() == len(chaos.stack.containers()))
-        return measure(chaos)
+        chaos.until(is_quiet)
+        return found[0]
 
     run(0, WARM_UP)
     before = rest()
