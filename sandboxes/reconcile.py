@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 OVERDUE_GRACE = timedelta(seconds=3)  # the node acts within 100 ms; we act when it did not
 STUCK_AFTER = timedelta(seconds=180)  # longer than any request to a node may take
 KILL_STUCK_AFTER = timedelta(seconds=15)
+IMAGE_GRACE = timedelta(minutes=10)  # a snapshot or fork may still be under way
 BATCH = 200
 DELETE_BATCH = 5000
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
@@ -211,7 +212,10 @@ def forget_old_records(*, now: datetime) -> None:
 def remove_unused_images(*, now: datetime) -> int:
     """Reclaim the disk of deleted snapshots once nothing stands on them. Returns how many."""
     unused = TemplateBuild.objects.filter(
-        ~Q(image=""), ~Q(node_id=""), template__deleted_at__isnull=False
+        ~Q(image=""),
+        ~Q(node_id=""),
+        template__deleted_at__isnull=False,
+        created_at__lt=now - IMAGE_GRACE,
     ).exclude(sandboxes__state__in=[state for state in State if state is not State.ENDED])[:BATCH]
     count = 0
     for build in unused:

@@ -59,9 +59,10 @@ def snapshot_sandbox(
     build = _take(sandbox, verb="snapshotted")
     with transaction.atomic():  # settle
         template = _template_for(sandbox, reference, user=user, now=now)
-        build.template = template
+        holder, build.template = build.template, template
         build.created_by_key = key
-        build.save(force_insert=True)
+        build.save(update_fields=["template", "created_by_key"])
+        holder.delete()
         tag = (reference.tag if reference else None) or DEFAULT_TAG
         TemplateTag.objects.create(template=template, tag=tag, build=build, created_at=now)
         Template.objects.filter(pk=template.pk).update(updated_at=now)
@@ -117,7 +118,7 @@ def _template_for(
 
 
 def _take(sandbox: Sandbox, *, verb: str) -> TemplateBuild:
-    """Have the node commit it; the build is not stored yet, and belongs to no template."""
+    """Have the node commit it; the build's template is in no list."""
     for _ in range(3):
         state = State(sandbox.state)
         if state is State.RUNNING:
@@ -138,13 +139,13 @@ def _take(sandbox: Sandbox, *, verb: str) -> TemplateBuild:
         raise Conflict(
             f"Sandbox '{sandbox.public_id}' cannot be {verb} while in '{sandbox.state}' state"
         )
-    now = timezone.now()
-    public_id = ids.new_uuid()
-    image = f"{IMAGE_REPOSITORY}:{public_id}"
-    assert sandbox.node is not None
+    build = _hold_image(sandbox, now=timezone.now())
     try:
-        size_bytes = directory.client_for(sandbox).snapshot(sandbox.public_id, image=image)  # act
+        build.size_bytes = directory.client_for(sandbox).snapshot(  # act
+            sandbox.public_id, image=build.image
+        )
     except agent_errors.NotFound:
+        build.template.delete()
         raise vanished(sandbox) from None
     except agent_errors.Unavailable as error:
         _put_back(sandbox)
@@ -153,33 +154,57 @@ def _take(sandbox: Sandbox, *, verb: str) -> TemplateBuild:
             headers=RETRY,
         ) from error
     except agent_errors.AgentError as error:
+        build.template.delete()
         _put_back(sandbox)
         raise AppError(
             f"Error creating snapshot: {error.message}", headers={"Should-Retry": "false"}
         ) from error
     _put_back(sandbox)
+    build.status = BuildStatus.READY
+    build.finished_at = build.updated_at = timezone.now()
+    build.save(update_fields=["status", "size_bytes", "finished_at", "updated_at"])
+    return build
+
+
+def _hold_image(sandbox: Sandbox, *, now: datetime) -> TemplateBuild:
+    """The build of an image that is about to be, under a template of its own that is in no list.
+
+    Stored first, so that an image whose request dies, or whose node does not answer, is found and
+    removed as unused. It also holds the image of forks until the last of them has ended.
+    """
     origin = sandbox.build
-    return TemplateBuild(
-        public_id=public_id,
-        status=BuildStatus.READY,
-        image=image,
-        image_id=image,
-        size_bytes=size_bytes,
-        node_id=sandbox.node.node_id,
-        cpu_count=sandbox.cpu_count,
-        memory_mb=sandbox.memory_mb,
-        disk_size_mb=sandbox.disk_size_mb,
-        start_cmd=origin.start_cmd,
-        ready_cmd=origin.ready_cmd,
-        default_user=origin.default_user,
-        workdir=origin.workdir,
-        env=origin.env,
-        envd_version=sandbox.envd_version,
-        pool_size=0,
-        created_at=now,
-        updated_at=now,
-        finished_at=now,
-    )
+    public_id = ids.new_uuid()
+    image = f"{IMAGE_REPOSITORY}:{public_id}"
+    assert sandbox.node is not None
+    with transaction.atomic():
+        holder = Template.objects.create(
+            team=sandbox.team,
+            kind=TemplateKind.FORK,
+            source_sandbox_id=sandbox.public_id,
+            created_at=now,
+            updated_at=now,
+            deleted_at=now,
+        )
+        return TemplateBuild.objects.create(
+            template=holder,
+            public_id=public_id,
+            status=BuildStatus.ERROR,  # until it is ready; the loops of builds leave it alone
+            image=image,
+            image_id=image,
+            node_id=sandbox.node.node_id,
+            cpu_count=sandbox.cpu_count,
+            memory_mb=sandbox.memory_mb,
+            disk_size_mb=sandbox.disk_size_mb,
+            start_cmd=origin.start_cmd,
+            ready_cmd=origin.ready_cmd,
+            default_user=origin.default_user,
+            workdir=origin.workdir,
+            env=origin.env,
+            envd_version=sandbox.envd_version,
+            pool_size=0,
+            created_at=now,
+            updated_at=now,
+        )
 
 
 def _put_back(sandbox: Sandbox) -> None:
@@ -226,17 +251,6 @@ def fork_sandbox(
             headers={"Should-Retry": "false"},
         )
     build = _take(sandbox, verb="forked")
-    with transaction.atomic():
-        # A template of its own, in no list: it holds the image until the last fork has ended.
-        build.template = Template.objects.create(
-            team=sandbox.team,
-            kind=TemplateKind.FORK,
-            source_sandbox_id=sandbox.public_id,
-            created_at=now,
-            updated_at=now,
-            deleted_at=now,
-        )
-        build.save(force_insert=True)
     resolved = ResolvedTemplate(template=sandbox.template, build=build, alias=sandbox.alias)
     options = CreateOptions(
         timeout_seconds=timeout_seconds,

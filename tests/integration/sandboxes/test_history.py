@@ -18,6 +18,8 @@ from tests.api import Api, check_error
 from tests.factories import adopt, make_node, make_sandbox, start_agent
 from tests.fakes.agent import BrokenAgent
 
+LATER = timedelta(hours=1)
+
 
 @pytest.fixture
 def sandbox(alice, base, agent):
@@ -237,9 +239,9 @@ def test_a_deleted_snapshot_gives_its_disk_back_once_unused(api, agent, sandbox)
     assert api.delete(path).status_code == 204
     assert api.delete(path).status_code == 404
     assert api.get("/snapshots").data == []
-    assert reconcile.remove_unused_images(now=timezone.now()) == 1
+    assert reconcile.remove_unused_images(now=timezone.now() + LATER) == 1
     assert agent.images == set()
-    assert reconcile.remove_unused_images(now=timezone.now()) == 0
+    assert reconcile.remove_unused_images(now=timezone.now() + LATER) == 0
 
 
 def test_charlie_can_neither_see_nor_use_a_snapshot(api, other_api, agent, sandbox):
@@ -281,6 +283,20 @@ def test_a_node_that_cannot_snapshot_leaves_it_running(api, alice, base):
         agent.close()
 
 
+def test_an_image_whose_node_did_not_answer_is_removed_later(api, alice, base):
+    """The node may have made it all the same."""
+    agent = start_agent(kind=BrokenAgent, broken=("/snapshots",), status=503)
+    made = make_sandbox(alice.team, template=base)
+    adopt(agent, made)
+    try:
+        check_error(snapshot(api, made), 503, "its node is busy")
+        assert reconcile.remove_unused_images(now=timezone.now()) == 0
+        assert reconcile.remove_unused_images(now=timezone.now() + LATER) == 1
+        assert reconcile.remove_unused_images(now=timezone.now() + LATER) == 0
+    finally:
+        agent.close()
+
+
 # --- Forks -----------------------------------------------------------------------------------
 
 
@@ -312,9 +328,9 @@ def test_forks_are_new_sandboxes_like_the_first(api, agent, base):
 
 def test_the_image_of_forks_goes_with_the_last_of_them(api, agent, sandbox):
     [result] = fork(api, sandbox).data
-    assert reconcile.remove_unused_images(now=timezone.now()) == 0
+    assert reconcile.remove_unused_images(now=timezone.now() + LATER) == 0
     api.delete(f"/sandboxes/{result['sandbox']['sandboxID']}")
-    assert reconcile.remove_unused_images(now=timezone.now()) == 1
+    assert reconcile.remove_unused_images(now=timezone.now() + LATER) == 1
     assert agent.images == set()
     assert TemplateBuild.objects.filter(image="").count() == 1
 
