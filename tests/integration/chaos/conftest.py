@@ -52,7 +52,7 @@ class Chaos:
             headers={"Authorization": f"Bearer {node_token(stack.deployment)}"},
             timeout=20,
         )
-        self.threads = ThreadPoolExecutor(16)
+        self.threads = ThreadPoolExecutor(50)
 
     def close(self) -> None:
         self.threads.shutdown(wait=True)
