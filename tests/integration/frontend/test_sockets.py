@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -64,6 +65,7 @@ async def test_a_burst_becomes_a_few_hints(team: Team, as_alice: Client) -> None
     live = socket(f"/ws/teams/{team.slug}/live", as_alice)
     await live.connect()
     assert json.loads(await live.receive_from(timeout=10)) == {"type": "joined"}
+    began = time.monotonic()
     for index in range(200):
         await change(team, "sandboxes" if index % 2 else "keys")
         await asyncio.sleep(0)
@@ -73,7 +75,9 @@ async def test_a_burst_becomes_a_few_hints(team: Team, as_alice: Client) -> None
             messages.append(json.loads(await live.receive_from(timeout=0.4)))
         except TimeoutError:
             break
-    assert 1 <= len(messages) <= 3
+    # However slow the machine: no more than the page's rate allows in that time.
+    allowed = 2 + (time.monotonic() - began) / consumers.UPDATES_EVERY_SECONDS
+    assert 1 <= len(messages) <= min(allowed, 50)
     assert messages[-1]["type"] == "changed"
     # receive_from gave up by cancelling the application, so there is nothing to disconnect.
 
