@@ -65,7 +65,7 @@ def _purge(settings: Settings) -> int:
     except AgentError as error:
         logger.error("Not all could be removed: %s", error)
         return 1
-    logger.info("Removed %d containers, the network and the rules of the node.", count)
+    logger.info("Removed %d containers, the network, images and rules of the node.", count)
     return 0
 
 

@@ -578,8 +578,9 @@ def _engine_errors() -> Iterator[None]:
 
 
 def purge(node_id: str) -> int:
-    """Remove a node's containers and network from the engine. Blocking. Returns how many
-    containers.
+    """Remove a node's containers, network and the images it made from the engine. Blocking.
+
+    Returns how many containers.
     """
     with _engine_errors(), contextlib.closing(docker.DockerClient.from_env(timeout=120)) as client:
         label = {"label": f"{LABEL}={node_id}"}
@@ -589,6 +590,13 @@ def purge(node_id: str) -> int:
                 client.api.remove_container(item["Id"], v=True, force=True)
         for network in client.api.networks(filters=label):
             client.api.remove_network(network["Id"])
+        # A committed image carries its container's labels. Newest first: what others are made on
+        # goes last.
+        made = client.api.images(filters=label)
+        for image in sorted(made, key=lambda item: int(item["Created"]), reverse=True):
+            for name in image.get("RepoTags") or [image["Id"]]:
+                with contextlib.suppress(docker.errors.APIError):
+                    client.api.remove_image(name)
         return len(found)
 
 
