@@ -172,6 +172,8 @@ def check_storage(facts: dict[str, Any]) -> Finding:
     driver = facts.get("Driver", "")
     backing = dict(facts.get("DriverStatus") or []).get("Backing Filesystem", "")
     text = f"{driver} on {backing}" if backing else driver
+    # No quota of the engine's is asked for, whatever the driver: see docs/explanation/lifecycle.md.
+    text += "; a sandbox that outgrows its disk is paused"
     if driver in ("overlay2", "overlayfs"):
         return Finding(Level.OK, "storage driver", text)
     fix = "put /var/lib/docker on ext4 or xfs, so that Docker uses overlay2."
