@@ -62,6 +62,7 @@ from nodeagent.wire import (
 logger = logging.getLogger(__name__)
 
 COALESCE_SECONDS = 0.02  # events that belong together share one heartbeat
+LOG_COALESCE_SECONDS = 1.0  # lines of logs may wait: two a command would beat without end
 SWEEP_SECONDS = 30.0
 RETRY_PAUSE_SECONDS = 1.0
 REMEMBERED_ENDS = 2_000
@@ -125,6 +126,7 @@ class Agent:
         self._deadlines = Deadlines()
         self._deadline_changed = asyncio.Event()
         self._heartbeat_now = asyncio.Event()
+        self._log_timer: asyncio.TimerHandle | None = None
         self._sweep_now = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
         self._teardowns: dict[str, asyncio.Task[None]] = {}  # by container id
@@ -1023,13 +1025,21 @@ class Agent:
 
     # -- the control plane ----------------------------------------------------------------------
 
-    def _wake_heartbeat(self) -> None:
-        self._heartbeat_now.set()
+    def _wake_heartbeat(self, event: wire.NodeEvent) -> None:
+        if event.kind is not EventKind.LOG:
+            self._heartbeat_now.set()
+        elif self._log_timer is None:
+            self._log_timer = asyncio.get_running_loop().call_later(
+                LOG_COALESCE_SECONDS, self._heartbeat_now.set
+            )
 
     async def _send_heartbeats(self) -> None:
         retry_seconds = 0.5
         while True:
             self._heartbeat_now.clear()
+            if self._log_timer is not None:
+                self._log_timer.cancel()
+                self._log_timer = None
             try:
                 has_more = await self.heartbeat()
             except Unavailable as error:

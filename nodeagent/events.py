@@ -31,7 +31,7 @@ class EventSpool:
         self._path = path
         self._events: deque[NodeEvent] = deque()
         self._next_seq = 1
-        self._on_event: Callable[[], None] = lambda: None
+        self._on_event: Callable[[NodeEvent], None] = lambda _: None
         self._is_behind = False  # events are missing in the file, since the disk is full
         is_whole = self._load()
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
@@ -45,7 +45,7 @@ class EventSpool:
     def last_seq(self) -> int:
         return self._next_seq - 1
 
-    def on_event(self, callback: Callable[[], None]) -> None:
+    def on_event(self, callback: Callable[[NodeEvent], None]) -> None:
         """Call it after every append."""
         self._on_event = callback
 
@@ -60,7 +60,7 @@ class EventSpool:
         self._write(event)
         if len(self._events) > MAX_EVENTS:
             self._drop_some()
-        self._on_event()
+        self._on_event(event)
         return event
 
     def pending(self, limit: int) -> list[NodeEvent]:

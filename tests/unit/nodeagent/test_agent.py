@@ -605,6 +605,18 @@ async def test_pools_no_longer_wanted_drain(stage):
     await stage.until(lambda: not stage.runtime.running and not stage.runtime.stopped)
 
 
+async def test_lines_of_logs_wait_for_each_other_and_other_events_do_not(stage, monkeypatch):
+    monkeypatch.setattr("nodeagent.agent.LOG_COALESCE_SECONDS", 3600.0)
+    await stage.agent.create(create_spec())
+    await heard(stage, EventKind.STARTED)
+    sandbox = stage.agent.find("i1")
+    stage.agent.log(sandbox, "info", "a line", {})
+    assert not stage.agent._heartbeat_now.is_set()
+    stage.agent.kill("i1", reason=EndReason.KILLED)
+    await heard(stage, EventKind.ENDED)
+    assert "a line" in [event.data.get("message") for event in stage.control_plane.events]
+
+
 async def test_a_log_that_floods_is_cut(stage):
     await stage.agent.create(create_spec())
     sandbox = stage.agent.find("i1")

@@ -107,6 +107,6 @@ def test_the_file_is_compacted_when_it_has_grown(open_spool, tmp_path, monkeypat
 def test_a_listener_hears_of_every_event(open_spool, tmp_path):
     heard = []
     spool = open_spool(tmp_path / "events.jsonl")
-    spool.on_event(lambda: heard.append(spool.last_seq))
+    spool.on_event(lambda event: heard.append(event.seq))
     fill(spool, 2)
     assert heard == [1, 2]
