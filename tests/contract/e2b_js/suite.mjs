@@ -130,3 +130,97 @@ test('a killed sandbox ends a command under way with an error that says so', asy
 test('an unknown template is refused', async () => {
   await assert.rejects(Sandbox.create('no-such-template'), /no-such-template/)
 })
+
+test('content is the same however it travels', async () => {
+  const data = Buffer.from(Array.from({ length: 200_000 }, (_, n) => (n * 7919) % 256))
+  for (const options of [{}, { gzip: true }, { useOctetStream: true }]) {
+    await shared.files.write('/tmp/data', new Blob([data]), options)
+    for (const gzip of [false, true]) {
+      const read = await shared.files.read('/tmp/data', { format: 'bytes', gzip })
+      assert.ok(data.equals(Buffer.from(read)))
+    }
+  }
+})
+
+test('metadata stays with its file', async () => {
+  const info = await shared.files.write('/tmp/described', 'x', { metadata: { Colour: 'blue' } })
+  assert.equal(info.name, 'described')
+  await shared.files.rename('/tmp/described', '/tmp/moved')
+  assert.deepEqual((await shared.files.getInfo('/tmp/moved')).metadata, { colour: 'blue' })
+})
+
+test('signed links carry a file both ways', async () => {
+  const route = { 'E2b-Sandbox-Id': shared.sandboxId, 'E2b-Sandbox-Port': '49983' }
+  const form = new FormData()
+  form.append('file', new Blob(['by link']), 'signed.txt')
+  const sent = await fetch(await shared.uploadUrl('/tmp/signed.txt'), {
+    method: 'POST',
+    body: form,
+    headers: route,
+  })
+  assert.equal(sent.status, 200)
+  const got = await fetch(await shared.downloadUrl('/tmp/signed.txt'), { headers: route })
+  assert.equal(await got.text(), 'by link')
+})
+
+test('a watch with entries sees what happens below', async () => {
+  await shared.files.makeDir('/home/user/deeply/nested')
+  const seen = []
+  let told
+  const written = new Promise((resolve) => (told = resolve))
+  const onEvent = (event) => {
+    seen.push(event)
+    if (event.name === 'nested/file' && event.type === 'write') told()
+  }
+  const watch = await shared.files.watchDir('/home/user/deeply', onEvent, {
+    recursive: true,
+    includeEntry: true,
+  })
+  await shared.files.write('/home/user/deeply/nested/file', 'x')
+  await written
+  assert.equal(seen[0].type, 'create')
+  assert.equal(seen[0].entry.path, '/home/user/deeply/nested/file')
+  await watch.stop()
+})
+
+test('a terminal is resized, left and joined again', async () => {
+  let seen = ''
+  let told
+  const reading = (data) => {
+    seen += Buffer.from(data).toString()
+    told?.()
+  }
+  const until = async (text) => {
+    while (!seen.includes(text)) await new Promise((resolve) => (told = resolve))
+  }
+  const terminal = await shared.pty.create({ cols: 80, rows: 24, onData: reading })
+  await shared.pty.resize(terminal.pid, { cols: 131, rows: 40 })
+  await shared.pty.sendInput(terminal.pid, Buffer.from('echo width-$(tput cols)\n'))
+  await until('width-131')
+  await terminal.disconnect()
+  const again = await shared.pty.connect(terminal.pid, { onData: reading })
+  assert.equal(again.pid, terminal.pid)
+  await shared.pty.sendInput(again.pid, Buffer.from('echo still-$((40+2)); exit\n'))
+  await until('still-42')
+  assert.equal((await again.wait()).exitCode, 0)
+})
+
+test('a stream that is left does not disturb the process', async () => {
+  const loop = 'until [ -e /tmp/enough ]; do sleep 0.02; done; echo finished'
+  const handle = await shared.commands.run(loop, { background: true })
+  await handle.disconnect()
+  const again = await shared.commands.connect(handle.pid)
+  await shared.files.write('/tmp/enough', '')
+  assert.equal((await again.wait()).stdout, 'finished\n')
+})
+
+test('a repository is made, filled and asked', async () => {
+  await shared.git.init('/tmp/repo', { initialBranch: 'main' })
+  await shared.files.write('/tmp/repo/readme.md', 'one')
+  await shared.git.add('/tmp/repo')
+  const author = { authorName: 'Ann', authorEmail: 'ann@example.com' }
+  await shared.git.commit('/tmp/repo', 'First', author)
+  const status = await shared.git.status('/tmp/repo')
+  assert.equal(status.currentBranch, 'main')
+  assert.equal(status.isClean, true)
+})
