@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from websockets.sync.client import connect
 
 from ops import sdks, tls
 from ops.services import free_port
@@ -46,10 +50,16 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of an SDK against a stack of its own that serves HTTPS."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make tls` makes."""
     folder = tmp_path_factory.mktemp("tls")
     tls.ensure_certificate(folder, DOMAIN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def secure(folder: Path) -> Iterator[Stack]:
+    """A stack of its own that serves HTTPS."""
     settings = {
         "SANDLOT_DOMAIN": DOMAIN,
         "SANDLOT_TLS_PORT": str(free_port()),
@@ -57,14 +67,20 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "SANDLOT_TLS_KEY": str(folder / "server.key"),
     }
     with Stack.start(**settings) as stack:
-        told = stack.env()
-        assert set(told) == {"E2B_API_KEY", "E2B_DOMAIN"}
-        inherited = {name: value for name, value in os.environ.items() if name[:4] != "E2B_"}
-        trust = {
-            "SSL_CERT_FILE": str(folder / "bundle.crt"),
-            "NODE_EXTRA_CA_CERTS": str(folder / "ca.crt"),
-        }
-        yield {**inherited, **told, **trust}
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def env(secure: Stack, folder: Path) -> dict[str, str]:
+    """The environment of an SDK: a key, a domain, and whom to trust."""
+    told = secure.env()
+    assert set(told) == {"E2B_API_KEY", "E2B_DOMAIN"}
+    inherited = {name: value for name, value in os.environ.items() if name[:4] != "E2B_"}
+    trust = {
+        "SSL_CERT_FILE": str(folder / "bundle.crt"),
+        "NODE_EXTRA_CA_CERTS": str(folder / "ca.crt"),
+    }
+    return {**inherited, **told, **trust}
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +176,42 @@ def test_every_host_of_the_domain_leads_somewhere(env: dict[str, str], version: 
         "gone": [502, "The sandbox was not found", 502],
         "id": True,
     }
+
+
+def test_the_dashboard_and_its_sockets_are_at_the_domain(
+    secure: Stack, folder: Path, env: dict[str, str]
+) -> None:
+    secure.manage("ensure_account", "--email", "tls@example.com", "--password", "p4ssw0rd-long")
+    authority = str(folder / "ca.crt")
+    url = f"https://{env['E2B_DOMAIN']}"
+    with httpx.Client(
+        base_url=url,
+        verify=ssl.create_default_context(cafile=authority),
+        http2=True,
+        timeout=30,
+        follow_redirects=True,
+    ) as browser:
+        form = browser.get("/accounts/login/")
+        assert form.http_version == "HTTP/2"
+        answer = browser.post(
+            "/accounts/login/",
+            data={
+                "login": "tls@example.com",
+                "password": "p4ssw0rd-long",
+                "csrfmiddlewaretoken": browser.cookies["csrftoken"],
+            },
+            headers={"Origin": url, "Referer": f"{url}/accounts/login/"},
+        )
+        assert answer.status_code == 200
+        found = re.search(r"/ws/teams/[^/\"]+/live", answer.text)
+        assert found, answer.text
+        cookies = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+    with connect(
+        f"wss://{env['E2B_DOMAIN']}{found[0]}",
+        ssl=ssl.create_default_context(cafile=authority),
+        origin=url,  # type: ignore[arg-type]
+        additional_headers={"Cookie": cookies},
+        open_timeout=30,
+    ) as socket_of_page:
+        assert socket_of_page.response is not None
+        assert socket_of_page.response.status_code == 101
