@@ -178,15 +178,16 @@ USE_I18N = False
 
 STATIC_URL = "/static/"
 STATIC_ROOT = Path(env_str("SANDLOT_STATIC_ROOT") or BASE_DIR / "staticfiles")
-WHITENOISE_USE_FINDERS = not STATIC_ROOT.is_dir() or DEBUG or IS_TESTING
+# Hashed names need the manifest that collectstatic makes; without it, plain names by the finders.
+IS_COLLECTING = "collectstatic" in sys.argv
+WHITENOISE_USE_FINDERS = not (STATIC_ROOT / "staticfiles.json").is_file() or DEBUG or IS_TESTING
 # Each test client builds the middleware anew, and would look at every file of every app again.
 WHITENOISE_AUTOREFRESH = IS_TESTING or DEBUG
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
-        # Hashed names need collectstatic to have run; without it, plain names.
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
-        if WHITENOISE_USE_FINDERS
+        if WHITENOISE_USE_FINDERS and not IS_COLLECTING
         else "frontend.storage.HashedStaticFiles"
     },
 }
