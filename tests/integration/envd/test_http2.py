@@ -400,6 +400,8 @@ def test_a_body_that_ends_early_is_not_forwarded_as_whole(rig: Rig, sandbox: Liv
     stream = client.ask(
         "/", host=PORT, method="POST", body=b"ab", ends=False, headers=[("content-length", "60")]
     )
+    client.flush()
+    wait_until(lambda: service.connections == 1)  # the upload is under way
     client.h2.send_headers(stream, [("x-trailer", "1")], end_stream=True)
     client.flush()
     assert client.wait(stream).reset == h2.errors.ErrorCodes.PROTOCOL_ERROR
