@@ -165,6 +165,14 @@ def screenshot(page: Page, name: str) -> None:
 
 def axe_violations(page: Page) -> list[str]:
     """What axe finds against WCAG 2.2 AA. Evaluated by the debugger, so the page's policy stays."""
+    # Half-way through a fade everything is pale.
+    page.evaluate(
+        """async () => {
+            const moves = document.getAnimations();
+            const ending = moves.filter((move) => move.effect.getTiming().iterations !== Infinity);
+            await Promise.allSettled(ending.map((move) => move.finished));
+        }"""
+    )
     page.evaluate(AXE.read_text())
     found = page.evaluate(
         "async (tags) => (await axe.run(document, { runOnly: tags })).violations", AXE_TAGS
