@@ -25,7 +25,7 @@ import requests.exceptions
 
 from nodeagent.errors import AgentError, Conflict, InvalidArgument, NotFound, Unavailable
 from nodeagent.guest.boot import Handover, socket_path
-from nodeagent.guest.bundle import MOUNT, build_bundle, command
+from nodeagent.guest.bundle import CAPABILITIES, MOUNT, build_bundle, command
 from nodeagent.guest.link import GuestLink
 from nodeagent.runtime import cgroup, seccomp
 from nodeagent.runtime.base import (
@@ -52,23 +52,6 @@ OPEN_FILES = min(1048576, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 BOOT_ID_FILE = "boot_id"
 GUEST_START_SECONDS = 20.0
 DISK_WALK_SECONDS = 30.0
-
-# What sudo, apt, useradd and chown need as root of the container, and no more. ping works without
-# NET_RAW through the sysctl below.
-CAPABILITIES = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "SETUID",
-    "SETGID",
-    "KILL",
-    "SETPCAP",
-    "SETFCAP",
-    "SYS_CHROOT",
-    "NET_BIND_SERVICE",
-    "AUDIT_WRITE",
-]
 
 # The engine's own lists (ours replace them), and what tells of the machine below: DMI, power,
 # interrupts.
@@ -302,7 +285,7 @@ class DockerRuntime:
             "NetworkMode": self.network,
             "Binds": [f"{bundle_dir}:{MOUNT}:ro", f"{run_dir}:{MOUNT}/run:ro"],
             "CapDrop": ["ALL"],
-            "CapAdd": CAPABILITIES,
+            "CapAdd": list(CAPABILITIES),
             "SecurityOpt": [f"seccomp={seccomp.profile()}"],
             "Privileged": False,
             "PidsLimit": self._pids_limit,

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from nodeagent.runtime.docker import CAPABILITIES
+from nodeagent.guest.bundle import CAPABILITIES
 from nodeagent.wire import NetworkConfig
 from tests.integration.nodeagent.conftest import until
 
